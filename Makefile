@@ -1,0 +1,28 @@
+# Every target is one command of cmd/graphload, which explains itself with --help.
+GRAPHLOAD = go run ./cmd/graphload
+
+.PHONY: tree build pristine patch seams demo test lint
+
+tree:
+	$(GRAPHLOAD) tree
+
+build:
+	$(GRAPHLOAD) build
+
+pristine:
+	$(GRAPHLOAD) build --pristine
+
+patch:
+	$(GRAPHLOAD) patch
+
+seams:
+	$(GRAPHLOAD) seams
+
+demo:
+	$(GRAPHLOAD) demo
+
+test:
+	$(GRAPHLOAD) test
+
+lint:
+	$(GRAPHLOAD) lint

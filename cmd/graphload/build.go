@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/pkg/errors"
+	"github.com/urfave/cli/v3"
+)
+
+// modulePath is the package that buildkitd --version shows.
+const modulePath = "github.com/graphload/graphload"
+
+func buildCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "build",
+		Usage: "build static buildkitd and buildctl into bin",
+		Flags: []cli.Flag{
+			pristineFlag(),
+			&cli.BoolFlag{Name: "race", Usage: "build with the race detector"},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			opt, err := options(cmd)
+			if err != nil {
+				return err
+			}
+			opt.Pristine = cmd.Bool("pristine")
+			_, err = buildBinaries(ctx, opt, cmd.Bool("race"))
+			return err
+		},
+	}
+}
+
+// binDir is where the binaries of a tree go: bin for the release that go.mod
+// requires, bin/<version> for others, and upstream or race below.
+func binDir(opt assemble.Options, race bool) (string, error) {
+	def, err := upstream.DefaultVersion(opt.Root)
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(opt.Root, "bin")
+	if opt.Version != def {
+		dir = filepath.Join(dir, opt.Version)
+	}
+	if opt.Pristine {
+		dir = filepath.Join(dir, "upstream")
+	}
+	if race {
+		dir = filepath.Join(dir, "race")
+	}
+	return dir, nil
+}
+
+// buildBinaries assembles the tree, builds buildkitd and buildctl as upstream
+// does, and returns their folder.
+func buildBinaries(ctx context.Context, opt assemble.Options, race bool) (string, error) {
+	t, err := writeTree(ctx, opt)
+	if err != nil {
+		return "", err
+	}
+	dir, err := binDir(opt, race)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", errors.WithStack(err)
+	}
+	version, pkg, rev := opt.Version, upstream.Module, ""
+	if !opt.Pristine {
+		version, pkg = version+"+graphload", modulePath
+		if rev, err = revision(ctx, opt.Root); err != nil {
+			return "", err
+		}
+	}
+	ldflags := ""
+	for name, v := range map[string]string{"Version": version, "Package": pkg, "Revision": rev} {
+		ldflags += " -X " + upstream.Module + "/version." + name + "=" + v
+	}
+	env, tags := "CGO_ENABLED=0", "osusergo netgo static_build seccomp"
+	if race {
+		env = "CGO_ENABLED=1"
+		ldflags += " -extldflags -static"
+	}
+	for _, name := range []string{"buildkitd", "buildctl"} {
+		progressf("building %s %s", name, version)
+		out := filepath.Join(dir, name)
+		args := []string{"build", "-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", ldflags, "-o", out + ".tmp"}
+		if race {
+			args = append(args, "-race")
+		}
+		cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/"+name)...)
+		cmd.Dir = t.Dir
+		cmd.Env = append(os.Environ(), env, "GOWORK=off")
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			os.Remove(out + ".tmp")
+			return "", errors.Wrapf(err, "failed to build %s", name)
+		}
+		if err := os.Rename(out+".tmp", out); err != nil {
+			return "", errors.WithStack(err)
+		}
+	}
+	return dir, nil
+}
+
+// revision returns the commit of the repository, with .m when there are
+// changes that are not committed.
+func revision(ctx context.Context, root string) (string, error) {
+	git := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(ctx, "git", args...)
+		cmd.Dir = root
+		dt, err := cmd.Output()
+		return strings.TrimSpace(string(dt)), errors.Wrapf(err, "git %s", strings.Join(args, " "))
+	}
+	rev, err := git("rev-parse", "HEAD")
+	if err != nil {
+		return "", err
+	}
+	status, err := git("status", "--porcelain")
+	if err != nil {
+		return "", err
+	}
+	if status != "" {
+		rev += ".m"
+	}
+	return rev, nil
+}

@@ -1,0 +1,63 @@
+// Command graphload assembles, builds, tests and compares the BuildKit that
+// loads lazy solves into the graph. Run it in its repository with
+// go run ./cmd/graphload.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/urfave/cli/v3"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	app := &cli.Command{
+		Name:  "graphload",
+		Usage: "BuildKit that loads lazy solves into the graph",
+		Flags: []cli.Flag{
+			&cli.StringFlag{
+				Name:  "upstream",
+				Usage: "release of BuildKit (default: the one that go.mod requires)",
+			},
+		},
+		Commands: []*cli.Command{
+			treeCommand(),
+			buildCommand(),
+			seamsCommand(),
+			patchCommand(),
+			testCommand(),
+			lintCommand(),
+		},
+	}
+	if err := app.Run(ctx, os.Args); err != nil {
+		fmt.Fprintln(os.Stderr, "graphload:", err)
+		os.Exit(1)
+	}
+}
+
+// options returns what the global flags select.
+func options(cmd *cli.Command) (assemble.Options, error) {
+	root, err := upstream.Root()
+	if err != nil {
+		return assemble.Options{}, err
+	}
+	version := cmd.Root().String("upstream")
+	if version == "" {
+		if version, err = upstream.DefaultVersion(root); err != nil {
+			return assemble.Options{}, err
+		}
+	}
+	return assemble.Options{Root: root, Version: version}, nil
+}
+
+func progressf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "=> "+format+"\n", args...)
+}

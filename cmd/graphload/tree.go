@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/graphload/graphload/internal/assemble"
+	"github.com/urfave/cli/v3"
+)
+
+func treeCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "tree",
+		Usage: "assemble the source tree in build/<version>",
+		Flags: []cli.Flag{pristineFlag()},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			opt, err := options(cmd)
+			if err != nil {
+				return err
+			}
+			opt.Pristine = cmd.Bool("pristine")
+			t, err := writeTree(ctx, opt)
+			if err != nil {
+				return err
+			}
+			fmt.Println(t.Dir)
+			return nil
+		},
+	}
+}
+
+func pristineFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "pristine", Usage: "upstream without any change"}
+}
+
+func writeTree(ctx context.Context, opt assemble.Options) (*assemble.Tree, error) {
+	t, err := assemble.Plan(ctx, opt)
+	if err != nil {
+		return nil, err
+	}
+	progressf("assembling BuildKit %s: %d seams, %d added files", opt.Version, len(t.Matches), len(t.Added))
+	return t, t.Write()
+}

@@ -1,0 +1,306 @@
+// Package assemble puts a release of BuildKit, the seams and the added files
+// together into one source tree.
+//
+// The tree is upstream's module under its own import path, so every Go tool
+// works in it as in BuildKit. Upstream files are copies that differ by the
+// seams only; added files are links into the repository, so an edit in the
+// tree is an edit of the repository.
+package assemble
+
+import (
+	"bytes"
+	"context"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/aymanbagabas/go-udiff"
+	"github.com/graphload/graphload/internal/seam"
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/pkg/errors"
+	"golang.org/x/mod/semver"
+)
+
+// SeamList is the name of the seam list in the repository.
+const SeamList = "seams.yaml"
+
+// addedDirs are the folders of the repository whose Go files join the package
+// of the same path.
+var addedDirs = []string{"client", "cmd/buildkitd", "frontend", "session", "solver", "util"}
+
+// Options select what is assembled.
+type Options struct {
+	Root     string // the repository
+	Version  string // a release of the seam list
+	Pristine bool   // without seams and added files
+}
+
+// Tree is a tree that has been planned. Nothing is written before Write.
+type Tree struct {
+	Options
+	Dir      string // where it is written
+	Upstream *upstream.Source
+	Matches  []seam.Match
+	Changed  map[string][]byte // upstream files with seams, by slash-separated path
+	Added    []string          // added files, by slash-separated path
+}
+
+// Plan fetches the release and finds the places of all seams in it.
+func Plan(ctx context.Context, opt Options) (*Tree, error) {
+	list, err := seam.Load(filepath.Join(opt.Root, SeamList))
+	if err != nil {
+		return nil, err
+	}
+	sum, ok := list.Releases[opt.Version]
+	if !ok {
+		known := slices.SortedFunc(maps.Keys(list.Releases), semver.Compare)
+		return nil, errors.Errorf("BuildKit %s is not a known release, %s are: add its checksum under releases in %s", opt.Version, strings.Join(known, ", "), SeamList)
+	}
+	src, err := upstream.Fetch(ctx, opt.Version, sum)
+	if err != nil {
+		return nil, err
+	}
+	return plan(opt, src, list.Seams)
+}
+
+func plan(opt Options, src *upstream.Source, seams []*seam.Seam) (*Tree, error) {
+	t := &Tree{Options: opt, Upstream: src, Changed: map[string][]byte{}}
+	t.Dir = filepath.Join(opt.Root, "build", opt.Version)
+	if opt.Pristine {
+		t.Dir += "-pristine"
+		return t, nil
+	}
+	if err := t.findAdded(); err != nil {
+		return nil, err
+	}
+
+	byPackage := map[string][]*seam.Seam{}
+	for _, s := range seams {
+		byPackage[s.Package] = append(byPackage[s.Package], s)
+		if s.DroppedFor != "" && !slices.Contains(t.Added, s.DroppedFor) {
+			return nil, errors.Errorf("seam %s drops %s for %s, which is not an added file", s.Name, s.In, s.DroppedFor)
+		}
+	}
+	matches := map[*seam.Seam]seam.Match{}
+	for _, name := range slices.Sorted(maps.Keys(byPackage)) {
+		files, err := readPackage(filepath.Join(src.Dir, filepath.FromSlash(name)))
+		if err != nil {
+			return nil, errors.Wrapf(err, "BuildKit %s has no package %s for seam %s", opt.Version, name, byPackage[name][0].Name)
+		}
+		changed, ms, err := seam.Apply(name, files, byPackage[name])
+		if err != nil {
+			return nil, errors.Wrapf(err, "BuildKit %s", opt.Version)
+		}
+		for fn, dt := range changed {
+			t.Changed[name+"/"+fn] = dt
+		}
+		for _, m := range ms {
+			matches[m.Seam] = m
+		}
+	}
+	for _, s := range seams {
+		t.Matches = append(t.Matches, matches[s])
+	}
+	return t, nil
+}
+
+func readPackage(dir string) (map[string][]byte, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	files := map[string][]byte{}
+	for _, e := range entries {
+		if e.Type().IsRegular() && strings.HasSuffix(e.Name(), ".go") {
+			if files[e.Name()], err = os.ReadFile(filepath.Join(dir, e.Name())); err != nil {
+				return nil, errors.WithStack(err)
+			}
+		}
+	}
+	return files, nil
+}
+
+// findAdded lists the added files. One that upstream has as well is an error.
+func (t *Tree) findAdded() error {
+	for _, dir := range addedDirs {
+		err := filepath.WalkDir(filepath.Join(t.Root, filepath.FromSlash(dir)), func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil || d.IsDir() {
+				return err
+			}
+			rel, err := filepath.Rel(t.Root, path)
+			if err != nil {
+				return err
+			}
+			rel = filepath.ToSlash(rel)
+			if !d.Type().IsRegular() || !strings.HasSuffix(rel, ".go") {
+				return errors.Errorf("%s is not a Go file: only Go files can join a package of BuildKit", rel)
+			}
+			if _, err := os.Lstat(filepath.Join(t.Upstream.Dir, rel)); err == nil {
+				return errors.Errorf("added file %s exists in BuildKit %s: rename it", rel, t.Version)
+			}
+			t.Added = append(t.Added, rel)
+			return nil
+		})
+		if err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	return nil
+}
+
+// Write brings the tree on disk up to date. Files that are right already are
+// not touched, each other one is replaced in one step, and what does not
+// belong to the tree is removed last.
+func (t *Tree) Write() error {
+	wanted := map[string]bool{}
+	err := filepath.WalkDir(t.Upstream.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(t.Upstream.Dir, path)
+		if err != nil {
+			return err
+		}
+		wanted[rel] = true
+		dt, ok := t.Changed[filepath.ToSlash(rel)]
+		if !ok {
+			if dt, err = os.ReadFile(path); err != nil {
+				return err
+			}
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		return writeFile(filepath.Join(t.Dir, rel), dt, info.Mode().Perm()|0o200)
+	})
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	for _, rel := range t.Added {
+		wanted[filepath.FromSlash(rel)] = true
+		if err := linkFile(filepath.Join(t.Dir, filepath.FromSlash(rel)), filepath.Join(t.Root, filepath.FromSlash(rel))); err != nil {
+			return err
+		}
+	}
+	return t.removeStale(wanted)
+}
+
+func writeFile(path string, dt []byte, mode fs.FileMode) error {
+	if info, err := os.Lstat(path); err == nil && info.Mode() == mode {
+		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, dt) {
+			return nil
+		}
+	}
+	return replace(path, func(tmp string) error {
+		if err := os.WriteFile(tmp, dt, mode); err != nil {
+			return err
+		}
+		return os.Chmod(tmp, mode) // the umask does not apply
+	})
+}
+
+func linkFile(path, target string) error {
+	rel, err := filepath.Rel(filepath.Dir(path), target)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	if old, err := os.Readlink(path); err == nil && old == rel {
+		return nil
+	}
+	return replace(path, func(tmp string) error { return os.Symlink(rel, tmp) })
+}
+
+func replace(path string, create func(tmp string) error) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return errors.WithStack(err)
+	}
+	tmp := path + ".tmp"
+	os.Remove(tmp)
+	if err := create(tmp); err != nil {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(os.Rename(tmp, path))
+}
+
+func (t *Tree) removeStale(wanted map[string]bool) error {
+	return errors.WithStack(filepath.WalkDir(t.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(t.Dir, path)
+		if err != nil || wanted[rel] {
+			return err
+		}
+		return os.Remove(path)
+	}))
+}
+
+// FileDiff is the difference of one file between upstream and the tree.
+type FileDiff struct {
+	Path    string // slash-separated
+	New     bool
+	Unified string // hunks with their header, as git writes them
+	Plus    int    // lines that upstream does not have
+	Minus   int    // lines that only upstream has
+}
+
+// Diff returns the differences between upstream and the tree, upstream files
+// first, both ordered by path.
+func (t *Tree) Diff() ([]FileDiff, error) {
+	var out []FileDiff
+	for _, rel := range slices.Sorted(maps.Keys(t.Changed)) {
+		old, err := os.ReadFile(filepath.Join(t.Upstream.Dir, filepath.FromSlash(rel)))
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		fd, err := diff(rel, old, t.Changed[rel], false)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, fd)
+	}
+	for _, rel := range slices.Sorted(slices.Values(t.Added)) {
+		dt, err := os.ReadFile(filepath.Join(t.Root, filepath.FromSlash(rel)))
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		fd, err := diff(rel, nil, dt, true)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, fd)
+	}
+	return out, nil
+}
+
+func diff(rel string, old, dt []byte, added bool) (FileDiff, error) {
+	fd := FileDiff{Path: rel, New: added}
+	from := "a/" + rel
+	header := "diff --git a/" + rel + " b/" + rel + "\n"
+	if added {
+		from = "/dev/null"
+		header += "new file mode 100644\n"
+	}
+	hunks, err := udiff.ToUnified(from, "b/"+rel, string(old), udiff.Lines(string(old), string(dt)), udiff.DefaultContextLines)
+	if err != nil {
+		return fd, errors.Wrapf(err, "failed to compare %s", rel)
+	}
+	fd.Unified = header + hunks
+	for line := range strings.Lines(hunks) {
+		switch {
+		case strings.HasPrefix(line, "+++ "), strings.HasPrefix(line, "--- "):
+		case line[0] == '+':
+			fd.Plus++
+		case line[0] == '-':
+			fd.Minus++
+		}
+	}
+	return fd, nil
+}

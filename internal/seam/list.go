@@ -1,0 +1,160 @@
+// Package seam changes declarations of Go packages in the few places where
+// they must call code that is kept elsewhere.
+//
+// A seam names one declaration, one operation on it and the reason. It is
+// matched on the syntax tree, so it does not depend on line numbers or layout,
+// and it must match exactly once. The edits are made in the original bytes, so
+// the rest of a file stays as it is.
+package seam
+
+import (
+	"bytes"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/pkg/errors"
+	"go.yaml.in/yaml/v3"
+)
+
+// List is the content of a seam list.
+type List struct {
+	// Releases are the known versions of upstream with the checksums of their
+	// modules.
+	Releases map[string]string `yaml:"releases"`
+	Seams    []*Seam           `yaml:"seams"`
+}
+
+// Seam is one change of one declaration. Exactly one operation is set.
+type Seam struct {
+	Name    string `yaml:"name"`
+	Package string `yaml:"package"` // folder in the module
+	In      string `yaml:"in"`      // Name, or Type.Method
+	Why     string `yaml:"why"`
+
+	AddField        string `yaml:"add-field"`
+	Rename          string `yaml:"rename"`
+	ReplaceCall     string `yaml:"replace-call"`
+	ExtendCondition string `yaml:"extend-condition"`
+	InsertAfter     string `yaml:"insert-after"`
+	Split           *Split `yaml:"split"`
+	DroppedFor      string `yaml:"dropped-for"`
+
+	// With is the new code of replace-call, extend-condition and insert-after.
+	With string `yaml:"with"`
+}
+
+// Split keeps the body of a function up to a statement, under a new name and
+// with another first result.
+type Split struct {
+	Rename string `yaml:"rename"`
+	Result string `yaml:"result"`
+	From   string `yaml:"from"`
+	With   string `yaml:"with"`
+}
+
+// Load reads a seam list and checks that it is complete. Unknown keys are
+// errors.
+func Load(path string) (*List, error) {
+	dt, err := os.ReadFile(path)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	l, err := Parse(dt)
+	return l, errors.Wrapf(err, "invalid seam list %s", path)
+}
+
+// Parse reads a seam list from YAML.
+func Parse(dt []byte) (*List, error) {
+	var l List
+	dec := yaml.NewDecoder(bytes.NewReader(dt))
+	dec.KnownFields(true)
+	if err := dec.Decode(&l); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	seen := map[string]bool{}
+	for i, s := range l.Seams {
+		if s == nil || s.Name == "" {
+			return nil, errors.Errorf("seam %d has no name", i+1)
+		}
+		if seen[s.Name] {
+			return nil, errors.Errorf("seam %s is listed twice", s.Name)
+		}
+		seen[s.Name] = true
+		if err := s.validate(); err != nil {
+			return nil, errors.Wrapf(err, "seam %s", s.Name)
+		}
+	}
+	return &l, nil
+}
+
+// Operation names the operation of the seam as in the list, and its argument.
+func (s *Seam) Operation() (op, arg string) {
+	for _, o := range s.operations() {
+		if o[1] != "" {
+			return o[0], o[1]
+		}
+	}
+	return "", ""
+}
+
+func (s *Seam) operations() [][2]string {
+	split := ""
+	if s.Split != nil {
+		split = s.Split.From
+	}
+	return [][2]string{
+		{"add-field", s.AddField},
+		{"rename", s.Rename},
+		{"replace-call", s.ReplaceCall},
+		{"extend-condition", s.ExtendCondition},
+		{"insert-after", s.InsertAfter},
+		{"split", split},
+		{"dropped-for", s.DroppedFor},
+	}
+}
+
+var (
+	declRegexp = regexp.MustCompile(`^\w+(\.\w+)?$`)
+	nameRegexp = regexp.MustCompile(`^\w+$`)
+)
+
+func (s *Seam) validate() error {
+	for key, v := range map[string]string{"package": s.Package, "in": s.In, "why": s.Why} {
+		if strings.TrimSpace(v) == "" {
+			return errors.Errorf("%s is missing", key)
+		}
+	}
+	if !declRegexp.MatchString(s.In) {
+		return errors.Errorf("in is %q: name a declaration as Name or Type.Method", s.In)
+	}
+	var ops []string
+	for _, o := range s.operations() {
+		if o[1] != "" {
+			ops = append(ops, o[0])
+		}
+	}
+	if len(ops) != 1 {
+		return errors.Errorf("there must be exactly one operation, found %d %v", len(ops), ops)
+	}
+	switch op := ops[0]; op {
+	case "replace-call", "extend-condition", "insert-after":
+		if s.With == "" {
+			return errors.Errorf("%s needs the new code in with", op)
+		}
+	default:
+		if s.With != "" {
+			return errors.Errorf("%s takes no with", op)
+		}
+	}
+	if s.Rename != "" && !nameRegexp.MatchString(s.Rename) {
+		return errors.Errorf("rename is %q: give the new name only, without receiver or type", s.Rename)
+	}
+	if sp := s.Split; sp != nil && (!nameRegexp.MatchString(sp.Rename) || sp.Result == "" || sp.With == "") {
+		return errors.New("split needs rename, result, from and with")
+	}
+	if s.ExtendCondition != "" && !strings.HasPrefix(s.With, "&& ") && !strings.HasPrefix(s.With, "|| ") {
+		return errors.Errorf("with is %q: extend a condition with && or ||", s.With)
+	}
+	return nil
+}

@@ -1,0 +1,139 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/pkg/errors"
+)
+
+// connectTimeout is how long Any waits for sessions that are not connected,
+// all of them together.
+const connectTimeout = 5 * time.Second
+
+// Any calls f with the sessions of g in their order until one succeeds. A
+// session that is not connected is waited for, but no longer than five seconds
+// from the start of the call; a connected one has all the time that ctx
+// leaves, or until it is closed.
+//
+// It returns nil when g is nil, ErrNoActiveSessions when it is empty and the
+// cause of ctx when that is done. When a single session was asked its error is
+// returned as it is. When several failed, the returned error is that of the
+// last session that answered, together with their number, and errors.Is finds
+// the errors of all of them.
+func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, string, Caller) error) error {
+	if g == nil {
+		return nil
+	}
+	it := g.SessionIterator()
+	if it == nil {
+		return nil
+	}
+
+	var failed failedSessions
+	deadline := time.Now().Add(connectTimeout)
+	for id := it.NextSession(); id != ""; id = it.NextSession() {
+		c, err := sm.connected(ctx, id, deadline)
+		if err == nil {
+			err = f(c.Context(ctx), id, c)
+		} else {
+			err = &unreachableError{err}
+		}
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return errors.Wrap(context.Cause(ctx), err.Error())
+		}
+		failed = append(failed, err)
+	}
+	return failed.err()
+}
+
+// connected returns the session when it is connected before the deadline.
+func (sm *Manager) connected(ctx context.Context, id string, deadline time.Time) (Caller, error) {
+	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errors.WithStack(context.DeadlineExceeded))
+	defer cancel()
+	if ctx.Err() != nil {
+		// the time is up, take the session only if it is there
+		c, err := sm.Get(context.WithoutCancel(ctx), id, true)
+		if cl, ok := c.(*client); err == nil && ok && cl != nil && !cl.closed() {
+			return cl, nil
+		}
+	}
+	return sm.Get(ctx, id, false)
+}
+
+// IsUnreachable reports if err was returned by Any because no session could
+// be asked, as opposed to being refused by one.
+func IsUnreachable(err error) bool {
+	var ue *unreachableError
+	return errors.Is(err, ErrNoActiveSessions) || errors.As(err, &ue)
+}
+
+type unreachableError struct {
+	error
+}
+
+func (e *unreachableError) Unwrap() error {
+	return e.error
+}
+
+// failedSessions are the errors of the sessions that were asked, in order.
+type failedSessions []error
+
+func (errs failedSessions) err() error {
+	switch len(errs) {
+	case 0:
+		return errors.WithStack(ErrNoActiveSessions)
+	case 1:
+		return errs[0]
+	}
+	res := &sessionsError{error: errs[len(errs)-1], all: errs}
+	answered := false
+	for _, err := range errs {
+		if _, ok := err.(*unreachableError); ok { //nolint:errorlint // only what Any itself adds counts
+			res.unreachable++
+		} else {
+			answered = true
+		}
+	}
+	for i := len(errs) - 1; i >= 0 && answered; i-- {
+		if _, ok := errs[i].(*unreachableError); !ok { //nolint:errorlint // see above
+			res.error = errs[i]
+			break
+		}
+	}
+	return res
+}
+
+// sessionsError says that none of several sessions could serve a request. It
+// is the error of the last one that answered, so that its code and details are
+// what they would be with that session alone.
+type sessionsError struct {
+	error
+	all         []error
+	unreachable int
+}
+
+func (e *sessionsError) Error() string {
+	msg := fmt.Sprintf("%s (%d builds were asked, none offered it", e.error, len(e.all))
+	if e.unreachable > 0 {
+		msg += fmt.Sprintf(", %d could not be reached", e.unreachable)
+	}
+	return msg + ")"
+}
+
+func (e *sessionsError) Unwrap() error {
+	return e.error
+}
+
+func (e *sessionsError) Is(target error) bool {
+	for _, err := range e.all {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}

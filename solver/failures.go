@@ -1,0 +1,122 @@
+package solver
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/moby/buildkit/solver/errdefs"
+	digest "github.com/opencontainers/go-digest"
+)
+
+// observedOp notes if the op of an edge failed. A state remembers the failure
+// of its op for as long as it lives. That is right while a job is building it,
+// but a failed state must not be kept for an owner: another build that comes
+// later would be given an old error instead of being tried.
+type observedOp struct {
+	activeOp
+	st     *state
+	failed atomic.Bool
+}
+
+// newEdge creates an edge whose op is observed.
+func newEdge(ed Edge, op activeOp, index *edgeIndex) *edge {
+	if so, ok := op.(*sharedOp); ok {
+		op = &observedOp{activeOp: so, st: so.st}
+	}
+	return newOpEdge(ed, op, index)
+}
+
+func (op *observedOp) observe(ctx context.Context, err error) {
+	if err == nil || ctx.Err() != nil && errdefs.IsCanceled(ctx, err) {
+		return
+	}
+	op.failed.Store(true)
+	op.st.mu.RLock()
+	defer op.st.mu.RUnlock()
+	for j := range op.st.jobs {
+		j.owned.failed.Store(true)
+	}
+}
+
+func (op *observedOp) CacheMap(ctx context.Context, index int) (*cacheMapResp, error) {
+	resp, err := op.activeOp.CacheMap(ctx, index)
+	op.observe(ctx, err)
+	return resp, err
+}
+
+func (op *observedOp) Exec(ctx context.Context, inputs []Result) ([]Result, []ExportableCacheKey, func(context.Context) context.Context, error) {
+	outputs, exporters, ctxOpts, err := op.activeOp.Exec(ctx, inputs)
+	op.observe(ctx, err)
+	return outputs, exporters, ctxOpts, err
+}
+
+func (op *observedOp) CalcSlowCache(ctx context.Context, index Index, p PreprocessFunc, f ResultBasedCacheFunc, res Result) (digest.Digest, error) {
+	dgst, err := op.activeOp.CalcSlowCache(ctx, index, p, f, res)
+	op.observe(ctx, err)
+	return dgst, err
+}
+
+// ops returns the ops that serve the edges of the state, its own or those of
+// the edges they were merged into.
+// called with solver lock
+func (s *state) ops() []*observedOp {
+	out := make([]*observedOp, 0, len(s.edges))
+	for _, e := range s.edges {
+		for e.owner != nil {
+			e = e.owner
+		}
+		if op, ok := e.op.(*observedOp); ok {
+			out = append(out, op)
+		}
+	}
+	return out
+}
+
+// hasFailed reports if an op of the state, or one that it depends on and whose
+// failure has been spread, failed.
+// called with solver lock
+func (s *state) hasFailed() bool {
+	for _, op := range s.ops() {
+		if op.failed.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// spreadFailures marks the states that depend on a failed one before a job
+// that saw a failure goes. A failed state is not kept for its owners, and a
+// state must not outlive its inputs.
+func (jl *Solver) spreadFailures(j *Job) {
+	if !j.owned.failed.Load() {
+		return
+	}
+	jl.mu.Lock()
+	defer jl.mu.Unlock()
+
+	failed := make(map[*state]bool, len(jl.actives))
+	var visit func(*state) bool
+	visit = func(st *state) bool {
+		if res, ok := failed[st]; ok {
+			return res
+		}
+		res := st.hasFailed()
+		for _, in := range st.vtx.Inputs() {
+			// all inputs are visited, also when the answer is known, so that
+			// each state is marked
+			if inSt, ok := jl.actives[in.Vertex.Digest()]; ok && visit(inSt) {
+				res = true
+			}
+		}
+		failed[st] = res
+		if res {
+			for _, op := range st.ops() {
+				op.failed.Store(true)
+			}
+		}
+		return res
+	}
+	for _, st := range jl.actives {
+		visit(st)
+	}
+}

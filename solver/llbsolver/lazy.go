@@ -1,0 +1,158 @@
+package llbsolver
+
+import (
+	"context"
+	"sync"
+
+	"github.com/moby/buildkit/frontend"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/flightcontrol"
+	"github.com/moby/buildkit/util/graphload"
+	"github.com/moby/buildkit/worker"
+	"golang.org/x/sync/errgroup"
+)
+
+// loadedDefinition is a definition after source policy, entitlements and LLB
+// have been checked: everything that is needed to build it, with none of the
+// effects of building it.
+type loadedDefinition struct {
+	edge   solver.Edge
+	prune  map[string]bool // cache mounts that a no-cache build starts from empty
+	caches []solver.CacheManager
+}
+
+// registrar is a solver.Builder that can own vertices without building them.
+// Jobs are, the builders of nested builds are not: what they build is kept by
+// the state of their parent, and it is built at once.
+type registrar interface {
+	Register(context.Context, solver.Edge) error
+}
+
+// lazyDefinition loads the definition of a ref at most once.
+type lazyDefinition struct {
+	g    flightcontrol.Group[*loadedDefinition]
+	mu   sync.Mutex // protects done, def, err
+	done bool
+	def  *loadedDefinition
+	err  error
+}
+
+// Solve solves req and makes the build an owner of the result unless it is
+// evaluated at once. Refs of a forced solve are evaluated concurrently.
+func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest, sid string) (*frontend.Result, error) {
+	if !graphload.Enabled() {
+		return b.solve(ctx, req, sid)
+	}
+	evaluate := req.Evaluate
+	req.Evaluate = false
+	res, err := b.solve(ctx, req, sid)
+	if err != nil {
+		return nil, err
+	}
+	if evaluate {
+		if err := evaluateRefs(ctx, res); err != nil {
+			return nil, err
+		}
+		return res, nil
+	}
+	err = res.EachRef(func(ref solver.ResultProxy) error {
+		if rp, ok := ref.(*resultProxy); ok {
+			rp.register(ctx)
+		}
+		return nil
+	})
+	return res, err
+}
+
+// evaluateRefs evaluates all refs of res, attestations included. The first
+// error cancels the others and is returned. How much runs at once is up to the
+// ops, that acquire the parallelism of their worker.
+func evaluateRefs(ctx context.Context, res *frontend.Result) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	err := res.EachRef(func(ref solver.ResultProxy) error {
+		eg.Go(func() error {
+			_, err := ref.Result(ctx)
+			return err
+		})
+		return nil
+	})
+	if err2 := eg.Wait(); err2 != nil {
+		return err2
+	}
+	return err
+}
+
+// load returns the loaded definition of the ref. The outcome is remembered,
+// because loading can ask a policy of the client that must not be asked twice;
+// only a load that was canceled is tried again.
+func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
+	ld := &rp.lazy
+	return ld.g.Do(ctx, "load", func(ctx context.Context) (*loadedDefinition, error) {
+		ld.mu.Lock()
+		defer ld.mu.Unlock()
+		if ld.done {
+			return ld.def, ld.err
+		}
+		def, err := rp.b.loadDefinition(ctx, rp.req.Definition, rp.req.CacheImports, rp.req.SourcePolicies)
+		if err != nil && ctx.Err() != nil && errdefs.IsCanceled(ctx, err) {
+			return nil, err
+		}
+		ld.done, ld.def, ld.err = true, def, err
+		return def, err
+	})
+}
+
+// register makes the build the owner of the definition of the ref. A
+// definition that cannot be loaded does not fail a lazy solve: the error waits
+// for the evaluation.
+func (rp *resultProxy) register(ctx context.Context) {
+	r, ok := rp.b.builder.(registrar)
+	if !ok || !rp.claim() {
+		return
+	}
+	def, err := rp.load(ctx)
+	if err != nil {
+		bklog.G(ctx).WithError(err).Debugf("definition of lazy solve %s not registered", rp.id)
+		return
+	}
+	if err := r.Register(ctx, def.edge); err != nil {
+		bklog.G(ctx).WithError(err).Debugf("lazy solve %s not registered", rp.id)
+	}
+}
+
+// claim reports if nobody has loaded the definition yet. A nested frontend has
+// registered its refs before they are returned here again.
+func (rp *resultProxy) claim() bool {
+	rp.lazy.mu.Lock()
+	defer rp.lazy.mu.Unlock()
+	return !rp.lazy.done
+}
+
+// evaluate loads the definition of the ref, if that has not been done, and
+// builds it.
+func (rp *resultProxy) evaluate(ctx context.Context) (solver.CachedResultWithProvenance, error) {
+	def, err := rp.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return rp.b.build(ctx, def)
+}
+
+// build does what loading has put off and builds the definition.
+func (b *llbBridge) build(ctx context.Context, def *loadedDefinition) (solver.CachedResultWithProvenance, error) {
+	for _, cm := range def.caches {
+		if dcm, ok := cm.(*deferredCacheManager); ok {
+			dcm.start()
+		}
+	}
+	if len(def.prune) > 0 {
+		if err := b.eachWorker(func(w worker.Worker) error {
+			return w.PruneCacheMounts(ctx, def.prune)
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return b.builder.Build(ctx, def.edge)
+}

@@ -1,0 +1,633 @@
+package solver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/llbsolver/compat"
+	digest "github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+)
+
+// vtxSession is a vertex whose op records the sessions it was offered.
+type vtxSession struct {
+	*vertex
+	mu   sync.Mutex
+	seen [][]string
+	fail atomic.Bool
+}
+
+func newVtxSession(opt vtxOpt) *vtxSession {
+	return &vtxSession{vertex: vtx(opt)}
+}
+
+func (v *vtxSession) Sys() any {
+	return v
+}
+
+func (v *vtxSession) Exec(ctx context.Context, jobCtx JobContext, inputs []Result) ([]Result, error) {
+	v.mu.Lock()
+	v.seen = append(v.seen, session.AllSessionIDs(jobCtx.Session()))
+	v.mu.Unlock()
+	if v.fail.Load() {
+		return nil, errors.Errorf("op %s failed", v.Name())
+	}
+	return v.vertex.Exec(ctx, jobCtx, inputs)
+}
+
+func (v *vtxSession) execs() [][]string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.seen
+}
+
+func newTestSolver(t testing.TB) *Solver {
+	s := NewSolver(SolverOpt{ResolveOpFunc: testOpResolver})
+	t.Cleanup(s.Close)
+	return s
+}
+
+// newTestJob creates a job whose session has the id of the job.
+func newTestJob(t testing.TB, s *Solver, id string) *Job {
+	j, err := s.NewJob(id)
+	require.NoError(t, err)
+	j.SessionID = id
+	return j
+}
+
+func buildVertex(t *testing.T, j *Job, v Vertex) error {
+	t.Helper()
+	res, err := j.Build(t.Context(), Edge{Vertex: v})
+	if err == nil {
+		require.NoError(t, res.Release(context.WithoutCancel(t.Context())))
+	}
+	return err
+}
+
+func requireEmpty(t *testing.T, s *Solver) {
+	t.Helper()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	s.owners.mu.RLock()
+	defer s.owners.mu.RUnlock()
+	require.Empty(t, s.actives, "active states are left")
+	require.Empty(t, s.owners.owners, "owners are left")
+	require.Empty(t, s.owners.kept, "kept states are left")
+	require.Empty(t, s.owners.merged, "merges are left")
+	require.Empty(t, s.owners.mergedFrom, "merges are left")
+}
+
+// sessionsOf returns the sessions that v would ask now.
+func sessionsOf(s *Solver, v Vertex) []string {
+	st := s.getState(Edge{Vertex: v})
+	if st == nil {
+		return nil
+	}
+	return session.AllSessionIDs(st.Session())
+}
+
+func TestRegisterLendsSession(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	in := newVtxSession(vtxOpt{name: "in"})
+	v := newVtxSession(vtxOpt{name: "base", inputs: []Edge{{Vertex: in}}})
+	own := newVtxSession(vtxOpt{name: "own", inputs: []Edge{{Vertex: v}}})
+
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+	require.Empty(t, s.actives, "registering must not create states")
+
+	child := newTestJob(t, s, "child")
+	require.NoError(t, buildVertex(t, child, own))
+	require.Equal(t, [][]string{{"base", "child"}}, in.execs())
+	require.Equal(t, [][]string{{"base", "child"}}, v.execs())
+	require.Equal(t, [][]string{{"child"}}, own.execs(), "the owner of an input must not lend its session to other steps")
+
+	require.NoError(t, child.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+func TestRegisterKeepsResults(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	// the no-cache vertex would run again if its state was gone
+	v := newVtxSession(vtxOpt{name: "v", ignoreCache: true})
+	own := newVtxSession(vtxOpt{name: "own", inputs: []Edge{{Vertex: v}}})
+
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+
+	child := newTestJob(t, s, "child")
+	require.NoError(t, buildVertex(t, child, own))
+	require.NoError(t, child.Discard())
+	require.NotContains(t, s.actives, own.Digest())
+	require.Contains(t, s.actives, v.Digest())
+
+	require.NoError(t, buildVertex(t, base, v))
+	require.Len(t, v.execs(), 1, "the result of the child must be reused")
+
+	other := newTestJob(t, s, "other")
+	require.NoError(t, buildVertex(t, other, v))
+	require.Len(t, v.execs(), 1)
+	require.NoError(t, base.Discard())
+	require.Contains(t, s.actives, v.Digest(), "a job still builds the vertex")
+	require.NoError(t, other.Discard())
+	requireEmpty(t, s)
+}
+
+func TestRegisterOrder(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec
+
+	for range 200 {
+		s := newTestSolver(t)
+		v := newVtxSession(vtxOpt{name: "v"})
+
+		const n = 8
+		jobs := make([]*Job, n)
+		for i := range jobs {
+			jobs[i] = newTestJob(t, s, fmt.Sprintf("job%d", i))
+		}
+		var want []string
+		for _, i := range rnd.Perm(n)[:rnd.IntN(n)] {
+			require.NoError(t, jobs[i].Register(t.Context(), Edge{Vertex: v}))
+			want = append(want, jobs[i].id)
+		}
+		builds := map[int]bool{rnd.IntN(n): true}
+		for _, i := range rnd.Perm(n)[:rnd.IntN(n)] {
+			builds[i] = true
+		}
+		for i := range builds {
+			_, err := s.load(t.Context(), v, nil, jobs[i])
+			require.NoError(t, err)
+		}
+		owners := map[string]bool{}
+		for _, id := range want {
+			owners[id] = true
+		}
+		for i, j := range jobs { // in the order of their start
+			if builds[i] && !owners[j.id] {
+				want = append(want, j.id)
+			}
+		}
+		for range 3 {
+			require.Equal(t, want, sessionsOf(s, v))
+		}
+		for _, i := range rnd.Perm(n) {
+			require.NoError(t, jobs[i].Discard())
+		}
+		requireEmpty(t, s)
+	}
+}
+
+func TestRegisterOrderParents(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	inner := newVtxSession(vtxOpt{name: "inner"})
+	outer := vtxSubBuild(Edge{Vertex: inner}, vtxOpt{name: "outer"})
+
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: outer}))
+	other := newTestJob(t, s, "other")
+	require.NoError(t, other.Register(t.Context(), Edge{Vertex: inner}))
+	child := newTestJob(t, s, "child")
+	require.NoError(t, buildVertex(t, child, outer))
+	require.Equal(t, [][]string{{"other", "base", "child"}}, inner.execs())
+
+	require.NoError(t, child.Discard())
+	require.Contains(t, s.actives, outer.Digest())
+	require.NoError(t, base.Discard())
+	require.NotContains(t, s.actives, outer.Digest())
+	require.Contains(t, s.actives, inner.Digest())
+	require.NoError(t, other.Discard())
+	requireEmpty(t, s)
+}
+
+func TestRegisterNoCacheVariant(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	v := newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v"})
+	twin := newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v", ignoreCache: true})
+	require.Equal(t, v.Digest(), twin.Digest())
+
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+	child := newTestJob(t, s, "child")
+	require.NoError(t, buildVertex(t, child, v))
+
+	third := newTestJob(t, s, "third")
+	require.NoError(t, buildVertex(t, third, twin))
+	require.Equal(t, [][]string{{"base", "third"}}, twin.execs(), "the owner is shared by both variants")
+
+	last := newTestJob(t, s, "last")
+	require.NoError(t, last.Register(t.Context(), Edge{Vertex: twin}))
+	require.NoError(t, third.Discard())
+	require.NoError(t, child.Discard())
+	require.Len(t, s.actives, 2, "owners keep both variants")
+	for _, st := range s.actives {
+		require.Equal(t, []string{"base", "last"}, session.AllSessionIDs(st.Session()))
+	}
+
+	require.NoError(t, buildVertex(t, base, v))
+	require.Len(t, twin.execs(), 1)
+	require.Len(t, v.execs(), 1)
+
+	require.NoError(t, base.Discard())
+	require.NoError(t, last.Discard())
+	requireEmpty(t, s)
+}
+
+func TestRegisterEdgeMerge(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	graph := func(name string) (dep, v *vtxSession) {
+		dep = newVtxSession(vtxOpt{name: "dep-" + name, cacheKeySeed: "dep"})
+		return dep, newVtxSession(vtxOpt{name: name, cacheKeySeed: "v", inputs: []Edge{{Vertex: dep}}})
+	}
+	dep0, v0 := graph("v0")
+	_, v1 := graph("v1")
+	_, v2 := graph("v2")
+
+	j0 := newTestJob(t, s, "j0")
+	require.NoError(t, buildVertex(t, j0, v0))
+
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v1}))
+	j1 := newTestJob(t, s, "j1")
+	require.NoError(t, buildVertex(t, j1, v1))
+	require.Empty(t, v1.execs(), "the edge was merged")
+	require.Equal(t, []string{"base", "j0", "j1"}, sessionsOf(s, v0))
+	require.Equal(t, []string{"base", "j0", "j1"}, sessionsOf(s, dep0))
+
+	// a build that registers the merged vertex later
+	late := newTestJob(t, s, "late")
+	require.NoError(t, late.Register(t.Context(), Edge{Vertex: v1}))
+	require.Equal(t, []string{"base", "late", "j0", "j1"}, sessionsOf(s, v0))
+	require.Equal(t, []string{"base", "late", "j0", "j1"}, sessionsOf(s, dep0))
+
+	// merging with what was merged already
+	oldest := newTestJob(t, s, "third")
+	require.NoError(t, oldest.Register(t.Context(), Edge{Vertex: v2}))
+	j2 := newTestJob(t, s, "j2")
+	require.NoError(t, buildVertex(t, j2, v2))
+	require.Equal(t, []string{"base", "late", "third", "j0", "j1", "j2"}, sessionsOf(s, v0))
+	require.Equal(t, []string{"third", "j2"}, sessionsOf(s, v2), "a merge has one direction")
+
+	for _, j := range []*Job{j0, j1, j2} {
+		require.NoError(t, j.Discard())
+	}
+	require.Equal(t, []string{"base", "late", "third"}, sessionsOf(s, v0))
+	for _, j := range []*Job{base, late, oldest} {
+		require.NoError(t, j.Discard())
+	}
+	requireEmpty(t, s)
+}
+
+func TestRegisterProgress(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	v := newVtxSession(vtxOpt{name: "v"})
+
+	status := func(j *Job) (get func() []*client.Vertex) {
+		ch := make(chan *client.SolveStatus)
+		done := make(chan struct{})
+		var out []*client.Vertex
+		go func() {
+			defer close(done)
+			for st := range ch {
+				out = append(out, st.Vertexes...)
+			}
+		}()
+		go j.Status(context.WithoutCancel(t.Context()), ch)
+		return func() []*client.Vertex {
+			j.CloseProgress()
+			<-done
+			return out
+		}
+	}
+
+	silent := newTestJob(t, s, "silent")
+	require.NoError(t, silent.Register(t.Context(), Edge{Vertex: v}))
+	silentStatus := status(silent)
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+	baseStatus := status(base)
+
+	child := newTestJob(t, s, "child")
+	childStatus := status(child)
+	require.NoError(t, buildVertex(t, child, v))
+	want := childStatus()
+	require.NoError(t, child.Discard())
+
+	require.NoError(t, buildVertex(t, base, v))
+	got := baseStatus()
+
+	require.Empty(t, silentStatus(), "a job that only registered must not show the vertex")
+	last := func(vs []*client.Vertex) *client.Vertex {
+		require.NotEmpty(t, vs)
+		return vs[len(vs)-1]
+	}
+	require.Equal(t, last(want), last(got), "the vertex has the times of its real run")
+	require.NotNil(t, last(got).Completed)
+
+	require.NoError(t, silent.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+func TestRegisterTakesNoPart(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	v := newVtxSession(vtxOpt{name: "v"})
+
+	base := newTestJob(t, s, "base")
+	base.SetValue(compat.JobValueKey, compat.CompatibilityVersionCurrent-1)
+	base.SetValue("entitlement", "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+	child := newTestJob(t, s, "child")
+	child.SetValue(compat.JobValueKey, compat.CompatibilityVersionCurrent)
+	child.SetValue("entitlement", "child")
+	require.NoError(t, buildVertex(t, child, v))
+
+	st := s.getState(Edge{Vertex: v})
+	version, err := st.CompatibilityVersion()
+	require.NoError(t, err)
+	require.Equal(t, compat.CompatibilityVersionCurrent, version)
+	var values []any
+	require.NoError(t, st.builder().EachValue(t.Context(), "entitlement", func(v any) error {
+		values = append(values, v)
+		return nil
+	}))
+	require.Equal(t, []any{"child"}, values)
+
+	require.NoError(t, child.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+func TestRegisterFailureNotKept(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	in := newVtxSession(vtxOpt{name: "in", ignoreCache: true})
+	bad := newVtxSession(vtxOpt{name: "bad", inputs: []Edge{{Vertex: in}}})
+	bad.fail.Store(true)
+	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}, {Vertex: in}}})
+
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+	child := newTestJob(t, s, "child")
+	require.ErrorContains(t, buildVertex(t, child, top), "op bad failed")
+	require.NoError(t, child.Discard())
+	require.Contains(t, s.actives, in.Digest(), "a result that does not depend on the failure is kept")
+	require.Len(t, s.actives, 1)
+
+	bad.fail.Store(false)
+	again := newTestJob(t, s, "again")
+	require.NoError(t, buildVertex(t, again, top), "an old failure must not be given to another build")
+	require.Len(t, in.execs(), 1)
+	require.NoError(t, again.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+func TestRegisterCanceledBuild(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	started := make(chan struct{}, 2)
+	v := newVtxSession(vtxOpt{name: "v", execPreFunc: func(ctx context.Context) error {
+		started <- struct{}{}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}})
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+
+	child := newTestJob(t, s, "child")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	go func() {
+		<-started
+		cancel(errors.WithStack(context.Canceled))
+	}()
+	_, err := child.Build(ctx, Edge{Vertex: v})
+	require.ErrorIs(t, err, context.Canceled)
+	require.NoError(t, child.Discard())
+
+	v.opt.execPreFunc = nil
+	require.NoError(t, buildVertex(t, base, v))
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+func TestRegisterAfterDiscard(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	j := newTestJob(t, s, "j")
+	require.NoError(t, j.Discard())
+	require.ErrorIs(t, j.Register(t.Context(), Edge{Vertex: newVtxSession(vtxOpt{})}), ErrJobDiscarded)
+	requireEmpty(t, s)
+	require.NoError(t, j.Discard(), "a second discard does nothing")
+}
+
+func TestRegisterCanceled(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	j := newTestJob(t, s, "j")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.WithStack(context.Canceled))
+	require.ErrorIs(t, j.Register(ctx, Edge{Vertex: newVtxSession(vtxOpt{})}), context.Canceled)
+	require.NoError(t, j.Discard())
+	requireEmpty(t, s)
+}
+
+// countingCache is a cache import that counts its lookups.
+type countingCache struct {
+	CacheManager
+	id      string
+	queries atomic.Int64
+}
+
+func (c *countingCache) ID() string { return c.id }
+
+func (c *countingCache) Query(inp []CacheKeyWithSelector, inputIndex Index, dgst digest.Digest, outputIndex Index) ([]*CacheKey, error) {
+	c.queries.Add(1)
+	return c.CacheManager.Query(inp, inputIndex, dgst, outputIndex)
+}
+
+func TestRegisterCacheImports(t *testing.T) {
+	t.Parallel()
+
+	imported := &countingCache{CacheManager: NewInMemoryCacheManager(), id: "import"}
+	// fill the import from a solver of its own
+	filler := NewSolver(SolverOpt{ResolveOpFunc: testOpResolver, DefaultCache: imported.CacheManager})
+	defer filler.Close()
+	fv := newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v"})
+	fj := newTestJob(t, filler, "filler")
+	require.NoError(t, buildVertex(t, fj, fv))
+	require.NoError(t, fj.Discard())
+
+	s := newTestSolver(t)
+	withImport := newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v", cacheSource: imported})
+	plain := newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v"})
+
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: plain}))
+	// the import comes with a second lazy solve of the same vertex
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: withImport}))
+	require.Zero(t, imported.queries.Load(), "registering must not use the import")
+
+	child := newTestJob(t, s, "child")
+	require.NoError(t, buildVertex(t, child, plain))
+	require.Empty(t, plain.execs(), "the import of the owner must be used")
+	require.NotZero(t, imported.queries.Load())
+
+	require.NoError(t, child.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// TestRegisterDiscardRace lets jobs register, build and end at the same time.
+// Whatever the order is, nothing may be left: a registration either happens
+// before the discard marks the job, and is removed by it, or is refused. Both
+// look at the mark under the lock that protects the index. Builds exclude each
+// other and load nothing from the cache: joining a vertex that another job is
+// running, and logging a cache record whose edge is being merged, read without
+// a lock what the scheduler writes.
+func TestRegisterDiscardRace(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+
+	vs := make([]Vertex, 40)
+	for i := range vs {
+		opt := vtxOpt{name: fmt.Sprintf("v%d", i), cacheKeySeed: fmt.Sprintf("seed%d", i%30), ignoreCache: true}
+		if i > 0 {
+			opt.inputs = []Edge{{Vertex: vs[i-1]}}
+		}
+		if i > 5 {
+			opt.inputs = append(opt.inputs, Edge{Vertex: vs[i-5]})
+		}
+		vs[i] = vtx(opt)
+	}
+	s := newTestSolver(t)
+	var building sync.Mutex
+	var eg errgroup.Group
+	for w := range 4 {
+		eg.Go(func() error {
+			rnd := rand.New(rand.NewPCG(seed, uint64(w))) //nolint:gosec
+			for i := range 500 {
+				j, err := s.NewJob(fmt.Sprintf("%d-%d", w, i))
+				if err != nil {
+					return err
+				}
+				j.SessionID = j.id
+				inner, ctx := errgroup.WithContext(t.Context())
+				for range rnd.IntN(3) + 1 {
+					v := vs[rnd.IntN(len(vs))]
+					inner.Go(func() error {
+						if err := j.Register(ctx, Edge{Vertex: v}); !errors.Is(err, ErrJobDiscarded) {
+							return err
+						}
+						return nil
+					})
+				}
+				if rnd.IntN(2) == 0 {
+					v := vs[rnd.IntN(len(vs))]
+					building.Lock()
+					res, err := j.Build(ctx, Edge{Vertex: v})
+					building.Unlock()
+					if err != nil && !errdefs.IsCanceled(ctx, err) {
+						return err
+					}
+					if res != nil {
+						res.Release(context.WithoutCancel(ctx))
+					}
+				}
+				if err := j.Discard(); err != nil {
+					return err
+				}
+				if err := inner.Wait(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, eg.Wait())
+	requireEmpty(t, s)
+}
+
+// TestOwnerIndexRace uses all of the index at the same time, without a
+// scheduler that would serialize it.
+func TestOwnerIndexRace(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	_, vertices := modelGraph(rand.New(rand.NewPCG(seed, 9)), 30, false) //nolint:gosec
+	vs := vertices[0]
+
+	var o ownerIndex
+	var eg errgroup.Group
+	for w := range 8 {
+		eg.Go(func() error {
+			rnd := rand.New(rand.NewPCG(seed, uint64(w))) //nolint:gosec
+			for range 2000 {
+				j := &Job{}
+				var inner errgroup.Group
+				for range 2 {
+					v := vs[rnd.IntN(len(vs))]
+					inner.Go(func() error {
+						if err := o.register(context.Background(), j, v); !errors.Is(err, ErrJobDiscarded) {
+							return err
+						}
+						return nil
+					})
+				}
+				a, b := vs[rnd.IntN(len(vs))].Digest(), vs[rnd.IntN(len(vs))].Digest()
+				o.inherit(a, b)
+				regs := o.lookup(a)
+				if !slices.IsSortedFunc(regs, func(a, b *registration) int { return cmp.Compare(a.seq, b.seq) }) {
+					return errors.Errorf("owners of %s are not in the order of registration", a)
+				}
+				o.remove(j)
+				if err := inner.Wait(); err != nil {
+					return err
+				}
+				for _, v := range vs {
+					for _, reg := range o.lookup(v.Digest()) {
+						if reg.job == j {
+							return errors.Errorf("%s is still owned by a discarded job", v.Name())
+						}
+					}
+				}
+				o.mu.Lock()
+				o.forgetMerges(a)
+				o.mu.Unlock()
+			}
+			return nil
+		})
+	}
+	require.NoError(t, eg.Wait())
+	require.Empty(t, o.owners)
+}
