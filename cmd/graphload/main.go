@@ -35,6 +35,7 @@ func main() {
 			patchCommand(),
 			testCommand(),
 			lintCommand(),
+			demoCommand(),
 		},
 	}
 	if err := app.Run(ctx, os.Args); err != nil {
