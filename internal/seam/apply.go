@@ -132,6 +132,9 @@ func (p *pkg) find(name string) (*file, ast.Decl, error) {
 	for _, f := range p.files {
 		for _, d := range f.ast.Decls {
 			n := declName(d)
+			if n == "" {
+				continue
+			}
 			if n == name {
 				matches = append(matches, found{f, d})
 			} else if n[strings.LastIndexByte(n, '.')+1:] == base {
@@ -250,15 +253,15 @@ func (e *editor) addField(d ast.Decl) (token.Pos, error) {
 	if st == nil {
 		return token.NoPos, errors.Errorf("%s at %s is not a struct", e.seam.In, e.pos(d.Pos()))
 	}
-	text := "\t" + e.seam.AddField + "\n"
-	if len(st.Fields.List) > 0 {
-		text = "\n" + text
+	open, closing := e.offset(st.Fields.Opening), e.offset(st.Fields.Closing)
+	switch {
+	case bytes.Contains(e.file.src[open:closing], []byte("\n")):
+		e.replace(closing, closing, "\n\t"+e.seam.AddField+"\n")
+	case len(st.Fields.List) == 0:
+		e.replace(open, closing, " {\n\t"+e.seam.AddField+"\n")
+	default:
+		return token.NoPos, errors.Errorf("%s at %s has its fields on one line", e.seam.In, e.pos(d.Pos()))
 	}
-	at := e.offset(st.Fields.Closing)
-	if e.fset.Position(st.Fields.Closing).Line == e.fset.Position(st.Fields.Opening).Line {
-		text = "\n" + text
-	}
-	e.replace(at, at, text)
 	return st.Fields.Closing, nil
 }
 
@@ -490,8 +493,11 @@ func (f *file) dropUnusedImports(dt []byte) ([]byte, error) {
 			end += nl + 1
 		}
 		dt = slices.Concat(dt[:start], dt[end:])
-		// the group may have been the first and is empty now
-		dt = bytes.Replace(dt, []byte("import (\n\n"), []byte("import (\n"), 1)
+		// the group may have been the first, the last or one between, and be
+		// empty now
+		for _, gap := range [][2]string{{"import (\n\n", "import (\n"}, {"\"\n\n)", "\"\n)"}, {"\"\n\n\n", "\"\n\n"}} {
+			dt = bytes.Replace(dt, []byte(gap[0]), []byte(gap[1]), 1)
+		}
 	}
 	return dt, nil
 }

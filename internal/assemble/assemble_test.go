@@ -1,0 +1,358 @@
+package assemble
+
+import (
+	"bytes"
+	"context"
+	"go/ast"
+	"go/format"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/graphload/graphload/internal/seam"
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/stretchr/testify/require"
+)
+
+// repository returns a repository and an upstream module, both small.
+func repository(t *testing.T) (Options, *upstream.Source) {
+	opt := Options{Root: t.TempDir(), Version: "v1.0.0"}
+	src := &upstream.Source{Version: opt.Version, Dir: t.TempDir()}
+	write := func(dir, name, content string, mode fs.FileMode) {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(content), mode))
+	}
+	write(src.Dir, "go.mod", "module example.com/upstream\n\ngo 1.26\n", 0o444)
+	write(src.Dir, "hack/run", "#!/bin/sh\n", 0o555)
+	write(src.Dir, "solver/jobs.go", "package solver\n\nfunc Discard() string { return \"upstream\" }\n", 0o444)
+	write(opt.Root, "solver/owners.go", "package solver\n\nfunc Discard() string { return \"added, \" + discard() }\n", 0o644)
+	write(opt.Root, "solver/owners_test.go", "package solver\n\nimport \"testing\"\n\nfunc TestDiscard(t *testing.T) {\n\tif Discard() != \"added, upstream\" {\n\t\tt.Fatal(Discard())\n\t}\n}\n", 0o644)
+	return opt, src
+}
+
+func discardSeam() *seam.Seam {
+	return &seam.Seam{Name: "discard", Package: "solver", In: "Discard", Rename: "discard", Why: "test"}
+}
+
+// snapshot returns what a tree is on disk: the content of files and the
+// targets of links, and when they were written.
+func snapshot(t *testing.T, dir string) map[string]string {
+	out := map[string]string{}
+	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		require.NoError(t, err)
+		if d.IsDir() {
+			return nil
+		}
+		info, err := os.Lstat(path)
+		require.NoError(t, err)
+		dt, err := os.ReadFile(path)
+		require.NoError(t, err)
+		target, _ := os.Readlink(path)
+		out[strings.TrimPrefix(path, dir+"/")] = strings.Join([]string{info.Mode().String(), info.ModTime().String(), target, string(dt)}, "\n")
+		return nil
+	}))
+	return out
+}
+
+func TestTree(t *testing.T) {
+	t.Parallel()
+	opt, src := repository(t)
+	tree, err := plan(opt, src, []*seam.Seam{discardSeam()})
+	require.NoError(t, err)
+	require.NoDirExists(t, tree.Dir, "planning writes nothing")
+	require.NoError(t, tree.Write())
+
+	cmd := exec.CommandContext(t.Context(), "go", "test", "./...")
+	cmd.Dir = tree.Dir
+	cmd.Env = append(os.Environ(), "GOWORK=off")
+	dt, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(dt))
+
+	info, err := os.Stat(filepath.Join(tree.Dir, "hack/run"))
+	require.NoError(t, err)
+	require.Equal(t, fs.FileMode(0o755), info.Mode().Perm())
+
+	// an edit in the tree is an edit of the repository
+	require.NoError(t, os.WriteFile(filepath.Join(tree.Dir, "solver/owners.go"), []byte("package solver\n"), 0o600))
+	dt, err = os.ReadFile(filepath.Join(opt.Root, "solver/owners.go"))
+	require.NoError(t, err)
+	require.Equal(t, "package solver\n", string(dt))
+}
+
+func TestTreeAgain(t *testing.T) {
+	t.Parallel()
+	opt, src := repository(t)
+	tree, err := plan(opt, src, []*seam.Seam{discardSeam()})
+	require.NoError(t, err)
+	require.NoError(t, tree.Write())
+	before := snapshot(t, tree.Dir)
+	require.NoError(t, tree.Write())
+	require.Equal(t, before, snapshot(t, tree.Dir), "nothing is written again")
+
+	// what is gone from the repository goes, what was damaged is repaired
+	require.NoError(t, os.Remove(filepath.Join(opt.Root, "solver/owners_test.go")))
+	require.NoError(t, os.WriteFile(filepath.Join(tree.Dir, "go.mod"), []byte("damaged"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(tree.Dir, "stray.go"), []byte("package stray"), 0o600))
+	tree, err = plan(opt, src, []*seam.Seam{discardSeam()})
+	require.NoError(t, err)
+	require.NoError(t, tree.Write())
+	after := snapshot(t, tree.Dir)
+	require.NotContains(t, after, "solver/owners_test.go")
+	require.NotContains(t, after, "stray.go")
+	require.Contains(t, after["go.mod"], "module example.com/upstream")
+	require.Equal(t, before["solver/jobs.go"], after["solver/jobs.go"])
+}
+
+func TestTreePristine(t *testing.T) {
+	t.Parallel()
+	opt, src := repository(t)
+	opt.Pristine = true
+	tree, err := plan(opt, src, []*seam.Seam{discardSeam()})
+	require.NoError(t, err)
+	require.NoError(t, tree.Write())
+	require.NotContains(t, snapshot(t, tree.Dir), "solver/owners.go")
+	diffs, err := tree.Diff()
+	require.NoError(t, err)
+	require.Empty(t, diffs)
+}
+
+func TestTreeErrors(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name  string
+		added map[string]string
+		seam  func(*seam.Seam)
+		err   string
+	}{
+		{name: "seam without match", seam: func(s *seam.Seam) { s.In = "Gone" }, err: "BuildKit v1.0.0: seam discard in package solver: declaration Gone not found"},
+		{name: "seam without package", seam: func(s *seam.Seam) { s.Package = "gone" }, err: "BuildKit v1.0.0 has no package gone for seam discard"},
+		{name: "collision", added: map[string]string{"solver/jobs.go": "package solver\n"}, err: "added file solver/jobs.go exists in BuildKit v1.0.0"},
+		{name: "not Go", added: map[string]string{"solver/notes.md": "notes\n"}, err: "solver/notes.md is not a Go file"},
+		{name: "dropped for nothing", seam: func(s *seam.Seam) { s.Rename, s.DroppedFor = "", "solver/gone.go" }, err: "seam discard drops Discard for solver/gone.go, which is not an added file"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			opt, src := repository(t)
+			good, err := plan(opt, src, []*seam.Seam{discardSeam()})
+			require.NoError(t, err)
+			require.NoError(t, good.Write())
+			before := snapshot(t, good.Dir)
+
+			for name, content := range tc.added {
+				require.NoError(t, os.WriteFile(filepath.Join(opt.Root, name), []byte(content), 0o600))
+			}
+			s := discardSeam()
+			if tc.seam != nil {
+				tc.seam(s)
+			}
+			_, err = plan(opt, src, []*seam.Seam{s})
+			require.ErrorContains(t, err, tc.err)
+			require.Equal(t, before, snapshot(t, good.Dir), "the old tree stays as it was")
+		})
+	}
+}
+
+func TestPlanErrors(t *testing.T) {
+	opt := Options{Root: t.TempDir(), Version: "v0.34.2"}
+	list := func(s string) {
+		require.NoError(t, os.WriteFile(filepath.Join(opt.Root, SeamList), []byte(s), 0o600))
+	}
+	_, err := Plan(t.Context(), opt)
+	require.ErrorContains(t, err, "seams.yaml")
+	list("releases: {v0.34.0: h1:x, v0.9.0: h1:y}\n")
+	_, err = Plan(t.Context(), opt)
+	require.ErrorContains(t, err, "BuildKit v0.34.2 is not a known release, v0.9.0, v0.34.0 are")
+	list("releases: {v0.34.2: h1:wrong}\n")
+	_, err = Plan(t.Context(), opt)
+	require.ErrorContains(t, err, "but seams.yaml records h1:wrong")
+	list("releases: {v0.0.0-nothing: h1:x}\n")
+	opt.Version = "v0.0.0-nothing"
+	_, err = Plan(t.Context(), opt)
+	require.ErrorContains(t, err, "failed to fetch github.com/moby/buildkit@v0.0.0-nothing")
+	t.Setenv("PATH", t.TempDir())
+	_, err = Plan(t.Context(), opt)
+	require.ErrorContains(t, err, "the go command is needed")
+}
+
+// real plans this repository with its default release.
+func real(t *testing.T) *Tree {
+	root, err := upstream.Root()
+	require.NoError(t, err)
+	version, err := upstream.DefaultVersion(root)
+	require.NoError(t, err)
+	tree, err := Plan(t.Context(), Options{Root: root, Version: version})
+	require.NoError(t, err)
+	return tree
+}
+
+// TestLimits keeps the change of upstream's own files small. What does not fit
+// belongs into an added file.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	tree := real(t)
+	require.LessOrEqual(t, len(tree.Matches), 20, "seams")
+	dropped := 0
+	for _, m := range tree.Matches {
+		if m.Seam.DroppedFor == "" {
+			continue
+		}
+		dropped++
+		dt, err := os.ReadFile(filepath.Join(tree.Root, m.Seam.DroppedFor))
+		require.NoError(t, err)
+		name := m.Seam.In[strings.LastIndexByte(m.Seam.In, '.')+1:]
+		require.Regexp(t, `(?m)^func (\([^)]*\) )?`+name+`\(`, string(dt), "%s must declare %s", m.Seam.DroppedFor, m.Seam.In)
+	}
+	require.LessOrEqual(t, dropped, 3, "dropped declarations")
+	diffs, err := tree.Diff()
+	require.NoError(t, err)
+	lines := 0
+	for _, d := range diffs {
+		if !d.New {
+			lines += d.Plus
+		}
+	}
+	require.LessOrEqual(t, lines, 60, "lines added to or altered in upstream files")
+}
+
+// TestOnlySeams compares the tree with upstream file by file.
+func TestOnlySeams(t *testing.T) {
+	t.Parallel()
+	tree := real(t)
+	tree.Dir = filepath.Join(t.TempDir(), "build", tree.Version)
+	require.NoError(t, tree.Write())
+	require.NoError(t, filepath.WalkDir(tree.Dir, func(path string, d fs.DirEntry, err error) error {
+		require.NoError(t, err)
+		if d.IsDir() {
+			return nil
+		}
+		rel, err := filepath.Rel(tree.Dir, path)
+		require.NoError(t, err)
+		if _, ok := tree.Changed[rel]; ok || d.Type() == fs.ModeSymlink {
+			return nil
+		}
+		want, err := os.ReadFile(filepath.Join(tree.Upstream.Dir, rel))
+		require.NoError(t, err)
+		got, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(want, got), "%s differs and has no seam", rel)
+		return nil
+	}))
+}
+
+// TestPatch applies the diff to a checkout of upstream and compares it with
+// the tree.
+func TestPatch(t *testing.T) {
+	t.Parallel()
+	tree := real(t)
+	tree.Dir = filepath.Join(t.TempDir(), "build", tree.Version)
+	require.NoError(t, tree.Write())
+	diffs, err := tree.Diff()
+	require.NoError(t, err)
+	var patch bytes.Buffer
+	for _, d := range diffs {
+		patch.WriteString(d.Unified)
+	}
+
+	checkout := t.TempDir()
+	pristine, err := plan(Options{Root: tree.Root, Version: tree.Version, Pristine: true}, tree.Upstream, nil)
+	require.NoError(t, err)
+	pristine.Dir = checkout
+	require.NoError(t, pristine.Write())
+	git(t, checkout, nil, "init", "-q")
+	git(t, checkout, &patch, "apply", "--whitespace=error-all", "-")
+	require.NoError(t, os.RemoveAll(filepath.Join(checkout, ".git")))
+
+	require.NoError(t, filepath.WalkDir(checkout, func(path string, d fs.DirEntry, err error) error {
+		require.NoError(t, err)
+		if d.IsDir() {
+			return nil
+		}
+		rel, err := filepath.Rel(checkout, path)
+		require.NoError(t, err)
+		got, err := os.ReadFile(path)
+		require.NoError(t, err)
+		want, err := os.ReadFile(filepath.Join(tree.Dir, rel))
+		if os.IsNotExist(err) { // links are relative to the real place of the tree
+			want, err = os.ReadFile(filepath.Join(tree.Root, rel))
+		}
+		require.NoError(t, err)
+		require.Equal(t, string(want), string(got), rel)
+		return nil
+	}))
+	for _, rel := range tree.Added {
+		require.FileExists(t, filepath.Join(checkout, rel))
+	}
+}
+
+func git(t *testing.T, dir string, stdin *bytes.Buffer, args ...string) {
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "git", args...)
+	cmd.Dir = dir
+	if stdin != nil {
+		cmd.Stdin = stdin
+	}
+	dt, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(dt))
+}
+
+// TestNoUpstreamCode looks for functions of upstream in the repository: one
+// with the same body of five statements or more is a copy, whatever its name
+// and comments are.
+func TestNoUpstreamCode(t *testing.T) {
+	t.Parallel()
+	tree := real(t)
+	theirs := functionBodies(t, tree.Upstream.Dir)
+	require.Greater(t, len(theirs), 3000)
+	for body, place := range functionBodies(t, tree.Root) {
+		require.Empty(t, theirs[body], "%s is a copy", place)
+	}
+}
+
+// functionBodies returns the places of the functions below dir by their code.
+func functionBodies(t *testing.T, dir string) map[string]string {
+	out := map[string]string{}
+	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		require.NoError(t, err)
+		if d.IsDir() {
+			switch d.Name() {
+			case "build", "bin", ".git":
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, ".pb.go") {
+			return nil
+		}
+		fset := token.NewFileSet()
+		f, err := parser.ParseFile(fset, path, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		for _, decl := range f.Decls {
+			fd, ok := decl.(*ast.FuncDecl)
+			if !ok || fd.Body == nil || statements(fd.Body) < 5 {
+				continue
+			}
+			var buf bytes.Buffer
+			require.NoError(t, format.Node(&buf, token.NewFileSet(), fd.Body))
+			out[buf.String()] = fset.Position(fd.Pos()).String()
+		}
+		return nil
+	}))
+	return out
+}
+
+func statements(n ast.Node) (count int) {
+	ast.Inspect(n, func(n ast.Node) bool {
+		if _, ok := n.(ast.Stmt); ok {
+			if _, block := n.(*ast.BlockStmt); !block {
+				count++
+			}
+		}
+		return true
+	})
+	return count
+}

@@ -1,0 +1,301 @@
+package seam
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const testSource = `package p
+
+import (
+	"fmt"
+	"time"
+
+	"example.com/other"
+)
+
+type T struct {
+	a   int // first
+	bcd string
+}
+
+type Empty struct{}
+
+// New returns a T.
+func New() *T {
+	t := &T{}
+	for i := range 3 {
+		t.a += i
+	} // done
+	if t.a == 0 && t.bcd == "" {
+		return nil
+	}
+	if t.a == 1 ||
+		t.a == 2 {
+		fmt.Println( "layout" )
+	}
+	return t
+}
+
+// Run runs.
+func (t *T) Run(n int) (string, error) {
+	start := time.Now()
+	if n < 0 {
+		return "", fmt.Errorf("negative")
+	}
+	twice(n)
+	twice(n)
+	if n > 0 {
+		fmt.Println("tail", other.Name)
+	}
+	return fmt.Sprint(start), nil
+}
+
+func twice(n int) {}
+`
+
+// formatted is testSource as gofmt leaves it; the layout of a call is changed
+// on purpose to see that matching does not depend on it.
+func files(src string) map[string][]byte {
+	return map[string][]byte{"p.go": []byte(src), "p_test.go": []byte("package p\n\nfunc New() {}\n"), "note.txt": []byte("?")}
+}
+
+var gofmtSource = func() string {
+	s := testSource
+	return replaceOnce(s, `fmt.Println( "layout" )`, `fmt.Println("layout")`)
+}()
+
+func replaceOnce(s, a, b string) string {
+	for i := range len(s) - len(a) + 1 {
+		if s[i:i+len(a)] == a {
+			return s[:i] + b + s[i+len(a):]
+		}
+	}
+	panic("not found: " + a)
+}
+
+func TestApply(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name string
+		seam Seam
+		from string // part of the source
+		to   string // what it becomes
+		line int
+	}{
+		{
+			name: "add a field",
+			seam: Seam{In: "T", AddField: "added func()"},
+			from: "\tbcd string\n}", to: "\tbcd string\n\n\tadded func()\n}", line: 13,
+		},
+		{
+			name: "add a field to an empty struct",
+			seam: Seam{In: "Empty", AddField: "added func()"},
+			from: "type Empty struct{}", to: "type Empty struct {\n\tadded func()\n}", line: 15,
+		},
+		{
+			name: "rename a function",
+			seam: Seam{In: "New", Rename: "newT"},
+			from: "func New()", to: "func newT()", line: 18,
+		},
+		{
+			name: "rename a method",
+			seam: Seam{In: "T.Run", Rename: "run"},
+			from: "func (t *T) Run(", to: "func (t *T) run(", line: 34,
+		},
+		{
+			name: "rename a type",
+			seam: Seam{In: "Empty", Rename: "empty"},
+			from: "type Empty", to: "type empty", line: 15,
+		},
+		{
+			name: "replace a call",
+			seam: Seam{In: "New", ReplaceCall: `fmt.Println( "layout")`, With: "log(t)"},
+			from: `fmt.Println("layout")`, to: "log(t)", line: 28,
+		},
+		{
+			name: "replace what is called",
+			seam: Seam{In: "T.Run", ReplaceCall: "time.Now", With: "time.Unix"},
+			from: "time.Now()", to: "time.Unix()", line: 35,
+		},
+		{
+			name: "extend a condition",
+			seam: Seam{In: "New", ExtendCondition: `t.a==0 && t.bcd==""`, With: "&& !t.kept()"},
+			from: `t.bcd == "" {`, to: `t.bcd == "" && !t.kept() {`, line: 23,
+		},
+		{
+			name: "extend an alternative on two lines",
+			seam: Seam{In: "New", ExtendCondition: "t.a == 1 || t.a == 2", With: "|| t.a == 3"},
+			from: "t.a == 2 {", to: "t.a == 2 || t.a == 3 {", line: 26,
+		},
+		{
+			name: "insert after a block with a comment behind it",
+			seam: Seam{In: "New", InsertAfter: "for i := range 3 {", With: "t.check()"},
+			from: "\t} // done\n", to: "\t} // done\n\tt.check()\n", line: 20,
+		},
+		{
+			name: "insert after a statement in a block",
+			seam: Seam{In: "T.Run", InsertAfter: `return "", fmt.Errorf("negative")`, With: "panic(n)"},
+			from: "negative\")\n", to: "negative\")\n\t\tpanic(n)\n", line: 37,
+		},
+		{
+			name: "drop a function with its comment",
+			seam: Seam{In: "New", DroppedFor: "new.go"},
+			from: gofmtSource[index("// New returns"):index("// Run runs")], to: "", line: 18,
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			tc.seam.Name, tc.seam.Why = "test", "because"
+			changed, matches, err := Apply("p", files(gofmtSource), []*Seam{&tc.seam})
+			require.NoError(t, err)
+			require.Len(t, changed, 1)
+			require.Equal(t, replaceOnce(gofmtSource, tc.from, tc.to), string(changed["p.go"]))
+			require.Equal(t, []Match{{Seam: &tc.seam, File: "p.go", Line: tc.line}}, matches)
+		})
+	}
+}
+
+func index(s string) int {
+	for i := range len(gofmtSource) - len(s) {
+		if gofmtSource[i:i+len(s)] == s {
+			return i
+		}
+	}
+	panic("not found: " + s)
+}
+
+func TestApplySplit(t *testing.T) {
+	t.Parallel()
+	changed, _, err := Apply("p", files(gofmtSource), []*Seam{
+		{Name: "split", In: "T.Run", Split: &Split{Rename: "prepare", Result: "*T", From: "if n > 0 {", With: "return t, nil"}},
+		{Name: "in the same function", In: "T.Run", ReplaceCall: "time.Now", With: "now"},
+	})
+	require.NoError(t, err)
+	got := string(changed["p.go"])
+	require.Contains(t, got, `func (t *T) prepare(n int) (*T, error) {
+	start := now()
+	if n < 0 {
+		return "", fmt.Errorf("negative")
+	}
+	twice(n)
+	twice(n)
+	return t, nil
+}
+`)
+	require.Contains(t, got, "import (\n\t\"fmt\"\n)\n", "imports that are not used any more go")
+}
+
+func TestApplyDropsFirstImports(t *testing.T) {
+	t.Parallel()
+	src := "package p\n\nimport (\n\t\"fmt\"\n\n\t\"example.com/other\"\n)\n\nfunc F() { fmt.Println() }\n\nfunc G() { other.G() }\n"
+	changed, _, err := Apply("p", map[string][]byte{"p.go": []byte(src)}, []*Seam{{Name: "drop", In: "F", DroppedFor: "f.go"}})
+	require.NoError(t, err)
+	require.Equal(t, "package p\n\nimport (\n\t\"example.com/other\"\n)\n\nfunc G() { other.G() }\n", string(changed["p.go"]))
+}
+
+func TestApplyErrors(t *testing.T) {
+	t.Parallel()
+	twice := gofmtSource + "\nfunc New2() {}\n\ntype U struct{}\n\nfunc (U) Run() {}\n"
+	for _, tc := range []struct {
+		name  string
+		src   string
+		seams []*Seam
+		err   string
+	}{
+		{name: "no declaration", seams: []*Seam{{In: "Nothing", Rename: "x"}}, err: `seam test in package p: declaration Nothing not found`},
+		{name: "method of another type", src: twice, seams: []*Seam{{In: "V.Run", Rename: "x"}}, err: "declaration V.Run not found, there is T.Run at p/p.go:34, U.Run at p/p.go:"},
+		{name: "two declarations", src: gofmtSource + "\nfunc New() {}\n", seams: []*Seam{{In: "New", Rename: "x"}}, err: "declaration New found 2 times: p/p.go:18, p/p.go:49"},
+		{name: "no call", seams: []*Seam{{In: "New", ReplaceCall: "f()", With: "g()"}}, err: `"call f()" not found`},
+		{name: "two calls", seams: []*Seam{{In: "T.Run", ReplaceCall: "twice(n)", With: "g()"}}, err: `"call twice(n)" found 2 times: p/p.go:39, p/p.go:40`},
+		{name: "two calls of a function", seams: []*Seam{{In: "T.Run", ReplaceCall: "twice", With: "g"}}, err: "found 2 times"},
+		{name: "a call that is no code", seams: []*Seam{{In: "T.Run", ReplaceCall: "f(", With: "g"}}, err: `replace-call "f("`},
+		{name: "no condition", seams: []*Seam{{In: "New", ExtendCondition: "t.a == 0", With: "&& b"}}, err: "not found"},
+		{name: "and after or", seams: []*Seam{{In: "New", ExtendCondition: "t.a == 1 || t.a == 2", With: "&& b"}}, err: "extend its last part only"},
+		{name: "no statement", seams: []*Seam{{In: "New", InsertAfter: "x := 1", With: "f()"}}, err: `"statement x := 1" not found`},
+		{name: "two statements", seams: []*Seam{{In: "T.Run", InsertAfter: "twice(n)", With: "f()"}}, err: "found 2 times"},
+		{name: "split in a block", seams: []*Seam{{In: "New", Split: &Split{Rename: "x", Result: "int", From: "return nil", With: "return 1"}}}, err: "not in the outermost block"},
+		{name: "split without result", seams: []*Seam{{In: "twice", Split: &Split{Rename: "x", Result: "int", From: "f()", With: "return 1"}}}, err: "has no result"},
+		{name: "not a struct", seams: []*Seam{{In: "New", AddField: "a int"}}, err: "New at p/p.go:18 is not a struct"},
+		{name: "fields on one line", src: "package p\n\ntype T struct{ a int }\n", seams: []*Seam{{In: "T", AddField: "b int"}}, err: "T at p/p.go:3 has its fields on one line"},
+		{name: "not a function", seams: []*Seam{{In: "T", ReplaceCall: "f()", With: "g()"}}, err: "is not a function"},
+		{name: "the same place twice", seams: []*Seam{{In: "New", Rename: "a"}, {In: "New", Rename: "b"}}, err: "seams test and test change the same code"},
+		{name: "not Go", seams: []*Seam{{In: "New", ReplaceCall: `fmt.Println("layout")`, With: "if"}}, err: "does not parse after seams test"},
+		{name: "not formatted", seams: []*Seam{{In: "New", ReplaceCall: `fmt.Println("layout")`, With: "f( 1 )"}}, err: "is not formatted after seams test"},
+		{name: "broken source", src: "package", seams: []*Seam{{In: "New", Rename: "a"}}, err: "failed to parse package p"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			src := gofmtSource
+			if tc.src != "" {
+				src = tc.src
+			}
+			for _, s := range tc.seams {
+				s.Name = "test"
+			}
+			changed, _, err := Apply("p", files(src), tc.seams)
+			require.ErrorContains(t, err, tc.err)
+			require.Nil(t, changed)
+		})
+	}
+}
+
+func TestParse(t *testing.T) {
+	t.Parallel()
+	const ok = "seams:\n- {name: a, package: p, in: T, why: w, add-field: f int}\n"
+	l, err := Parse([]byte("releases: {v1.0.0: h1:x}\n" + ok))
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"v1.0.0": "h1:x"}, l.Releases)
+	op, arg := l.Seams[0].Operation()
+	require.Equal(t, []string{"add-field", "f int"}, []string{op, arg})
+
+	for in, want := range map[string]string{
+		"seams:\n- {package: p}\n":                                                       "seam 1 has no name",
+		ok + "- {name: a, package: p, in: T, why: w, add-field: f int}\n":                "seam a is listed twice",
+		"seams:\n- {name: a, package: p, in: T, add-field: f int}\n":                     "seam a: why is missing",
+		"seams:\n- {name: a, package: p, in: '(*T).M', why: w, rename: m}\n":             "name a declaration as Name or Type.Method",
+		"seams:\n- {name: a, package: p, in: T, why: w}\n":                               "exactly one operation, found 0",
+		"seams:\n- {name: a, package: p, in: T, why: w, rename: x, add-field: f int}\n":  "exactly one operation, found 2 [add-field rename]",
+		"seams:\n- {name: a, package: p, in: T, why: w, rename: x.y}\n":                  "give the new name only",
+		"seams:\n- {name: a, package: p, in: T, why: w, rename: x, with: y}\n":           "rename takes no with",
+		"seams:\n- {name: a, package: p, in: T, why: w, replace-call: f}\n":              "replace-call needs the new code in with",
+		"seams:\n- {name: a, package: p, in: T, why: w, extend-condition: c, with: b}\n": "extend a condition with && or ||",
+		"seams:\n- {name: a, package: p, in: T, why: w, split: {from: c, rename: b}}\n":  "split needs rename, result, from and with",
+		"seams:\n- {name: a, package: p, in: T, why: w, typo: b}\n":                      "field typo not found",
+		"seams: [1": "did not find expected",
+	} {
+		_, err := Parse([]byte(in))
+		require.ErrorContains(t, err, want, in)
+	}
+
+	path := filepath.Join(t.TempDir(), "seams.yaml")
+	require.NoError(t, os.WriteFile(path, []byte("seams:\n- {}\n"), 0o600))
+	_, err = Load(path)
+	require.ErrorContains(t, err, "invalid seam list "+path)
+}
+
+// FuzzApply has arbitrary sources and patterns: the result is an error or a
+// file, and never a panic.
+func FuzzApply(f *testing.F) {
+	f.Add(gofmtSource, "New", "twice(n)", "f()")
+	f.Add(gofmtSource, "T.Run", "if n > 0 {", "return nil, nil")
+	f.Add("package p\nfunc F() { if true {} }\n", "F", "true", "&& f()")
+	f.Add("package p\ntype T struct{ a int }\n", "T", "b int", "")
+	f.Fuzz(func(t *testing.T, src, in, pattern, with string) {
+		for _, s := range []*Seam{
+			{AddField: pattern},
+			{Rename: pattern},
+			{ReplaceCall: pattern, With: with},
+			{ExtendCondition: pattern, With: with},
+			{InsertAfter: pattern, With: with},
+			{DroppedFor: pattern},
+			{Split: &Split{Rename: pattern, Result: with, From: pattern, With: with}},
+		} {
+			s.Name, s.In = "fuzz", in
+			Apply("p", map[string][]byte{"p.go": []byte(src)}, []*Seam{s})
+		}
+	})
+}

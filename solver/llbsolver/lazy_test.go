@@ -1,0 +1,425 @@
+package llbsolver
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/cache/remotecache"
+	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/executor"
+	"github.com/moby/buildkit/frontend"
+	gw "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/llbsolver/cdidevices"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/source"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
+	"github.com/moby/buildkit/util/entitlements"
+	"github.com/moby/buildkit/util/graphload"
+	"github.com/moby/buildkit/worker"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/pkg/errors"
+	"github.com/stretchr/testify/require"
+)
+
+// bench is a solver whose ops run nothing and record the sessions that they
+// are offered.
+type bench struct {
+	worker.Worker
+	t      *testing.T
+	solver *solver.Solver
+
+	mu       sync.Mutex
+	sessions map[string][][]string // by the name of the vertex
+	pruned   []map[string]bool
+	parsed   atomic.Int64 // sources that a policy was evaluated for
+	imports  atomic.Int64
+}
+
+func newBench(t *testing.T) *bench {
+	b := &bench{t: t, sessions: map[string][][]string{}}
+	b.solver = solver.NewSolver(solver.SolverOpt{ResolveOpFunc: func(v solver.Vertex, _ solver.Builder) (solver.Op, error) {
+		return &benchOp{bench: b, v: v}, nil
+	}})
+	t.Cleanup(b.solver.Close)
+	return b
+}
+
+func (b *bench) CDIManager() *cdidevices.Manager { return nil }
+
+func (b *bench) ParseSource(*pb.SourceOp, *pb.Platform) (source.Identifier, error) {
+	b.parsed.Add(1)
+	return nil, errors.New("any source")
+}
+
+func (b *bench) PruneCacheMounts(_ context.Context, ids map[string]bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pruned = append(b.pruned, ids)
+	return nil
+}
+
+func (b *bench) seen(name string) [][]string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sessions[name]
+}
+
+// job starts a build with a session of the same id. Its bridge is what a
+// frontend or a client of the build talks to.
+func (b *bench) job(id string) (*solver.Job, *provenanceBridge) {
+	j, err := b.solver.NewJob(id)
+	require.NoError(b.t, err)
+	b.t.Cleanup(func() { j.Discard() })
+	j.SessionID = id
+	j.SetValue(keyEntitlements, entitlements.Set{})
+	return j, b.bridge(j)
+}
+
+func (b *bench) bridge(builder solver.Builder) *provenanceBridge {
+	return &provenanceBridge{llbBridge: &llbBridge{
+		builder:       builder,
+		resolveWorker: func() (worker.Worker, error) { return b, nil },
+		eachWorker:    func(f func(worker.Worker) error) error { return f(b) },
+		cms:           map[string]solver.CacheManager{},
+		resolveCacheImporterFuncs: map[string]remotecache.ResolveCacheImporterFunc{
+			"test": func(context.Context, session.Group, map[string]string) (remotecache.Importer, ocispecs.Descriptor, error) {
+				b.imports.Add(1)
+				return nil, ocispecs.Descriptor{}, errors.New("nothing to import")
+			},
+		},
+	}}
+}
+
+type benchOp struct {
+	*bench
+	v solver.Vertex
+}
+
+func (op *benchOp) CacheMap(context.Context, solver.JobContext, int) (*solver.CacheMap, bool, error) {
+	cm := &solver.CacheMap{Digest: digest.FromString(op.v.Digest().String())}
+	for range op.v.Inputs() {
+		cm.Deps = append(cm.Deps, struct {
+			Selector          digest.Digest
+			ComputeDigestFunc solver.ResultBasedCacheFunc
+			PreprocessFunc    solver.PreprocessFunc
+		}{})
+	}
+	return cm, true, nil
+}
+
+func (op *benchOp) Exec(_ context.Context, jobCtx solver.JobContext, _ []solver.Result) ([]solver.Result, error) {
+	op.mu.Lock()
+	op.sessions[op.v.Name()] = append(op.sessions[op.v.Name()], session.AllSessionIDs(jobCtx.Session()))
+	op.mu.Unlock()
+	return []solver.Result{&benchResult{id: op.v.Digest().String()}}, nil
+}
+
+func (op *benchOp) Acquire(context.Context) (solver.ReleaseFunc, error) {
+	return func() {}, nil
+}
+
+type benchResult struct {
+	id string
+}
+
+func (r *benchResult) ID() string                    { return r.id }
+func (r *benchResult) Release(context.Context) error { return nil }
+func (r *benchResult) Sys() any                      { return r }
+func (r *benchResult) Clone() solver.Result          { return r }
+
+func marshal(t *testing.T, st llb.State) *pb.Definition {
+	def, err := st.Marshal(t.Context(), llb.LinuxAmd64)
+	require.NoError(t, err)
+	return def.ToPB()
+}
+
+func run(st llb.State, name string, opts ...llb.RunOption) llb.State {
+	return st.Run(append([]llb.RunOption{llb.Shlex(name), llb.WithCustomName(name)}, opts...)...).Root()
+}
+
+func lazySolve(t *testing.T, br *provenanceBridge, req frontend.SolveRequest) solver.ResultProxy {
+	res, err := br.Solve(t.Context(), req, "")
+	require.NoError(t, err)
+	require.NotNil(t, res.Ref)
+	return res.Ref
+}
+
+func evaluate(t *testing.T, ref solver.ResultProxy) error {
+	_, err := ref.Result(t.Context())
+	return err
+}
+
+func TestLazySolveLendsSession(t *testing.T) {
+	b := newBench(t)
+	baseState := run(llb.Image("docker.io/library/img"), "base")
+
+	base, baseBridge := b.job("base")
+	baseRef := lazySolve(t, baseBridge, frontend.SolveRequest{Definition: marshal(t, baseState)})
+	require.Empty(t, b.seen("base"), "a lazy solve runs nothing")
+
+	child, childBridge := b.job("child")
+	require.NoError(t, evaluate(t, lazySolve(t, childBridge, frontend.SolveRequest{Definition: marshal(t, run(baseState, "child"))})))
+	require.Equal(t, [][]string{{"base", "child"}}, b.seen("base"))
+	require.Equal(t, [][]string{{"child"}}, b.seen("child"))
+
+	require.NoError(t, child.Discard())
+	require.NoError(t, evaluate(t, baseRef))
+	require.Len(t, b.seen("base"), 1, "base takes the result of the child")
+	require.NoError(t, base.Discard())
+}
+
+func TestLazySolveSwitchedOff(t *testing.T) {
+	enabled := graphload.Enabled
+	graphload.Enabled = func() bool { return false }
+	defer func() { graphload.Enabled = enabled }()
+
+	b := newBench(t)
+	baseState := run(llb.Image("docker.io/library/img"), "base")
+	_, baseBridge := b.job("base")
+	lazySolve(t, baseBridge, frontend.SolveRequest{Definition: marshal(t, baseState)})
+	require.Zero(t, b.parsed.Load(), "nothing is loaded")
+
+	_, childBridge := b.job("child")
+	require.NoError(t, evaluate(t, lazySolve(t, childBridge, frontend.SolveRequest{Definition: marshal(t, run(baseState, "child"))})))
+	require.Equal(t, [][]string{{"child"}}, b.seen("base"))
+}
+
+// frontendFunc is a frontend that solves with what it is given.
+type frontendFunc func(ctx context.Context, br frontend.FrontendLLBBridge, inputs map[string]*pb.Definition, sid string) (*frontend.Result, error)
+
+func (f frontendFunc) Solve(ctx context.Context, br frontend.FrontendLLBBridge, _ executor.Executor, _ map[string]string, inputs map[string]*pb.Definition, sid string, _ *session.Manager) (*frontend.Result, error) {
+	return f(ctx, br, inputs, sid)
+}
+
+func TestLazySolveThroughFrontends(t *testing.T) {
+	b := newBench(t)
+	_, baseBridge := b.job("base")
+	baseBridge.frontends = map[string]frontend.Frontend{
+		"inner": frontendFunc(func(ctx context.Context, br frontend.FrontendLLBBridge, inputs map[string]*pb.Definition, sid string) (*frontend.Result, error) {
+			res := &frontend.Result{}
+			for k, def := range inputs {
+				r, err := br.Solve(ctx, frontend.SolveRequest{Definition: def}, sid)
+				if err != nil {
+					return nil, err
+				}
+				res.AddRef(k, r.Ref)
+			}
+			return res, nil
+		}),
+		"outer": frontendFunc(func(ctx context.Context, br frontend.FrontendLLBBridge, inputs map[string]*pb.Definition, sid string) (*frontend.Result, error) {
+			return br.Solve(ctx, frontend.SolveRequest{Frontend: "inner", FrontendInputs: inputs}, sid)
+		}),
+	}
+	states := map[string]llb.State{}
+	inputs := map[string]*pb.Definition{}
+	for _, name := range []string{"amd64", "arm64"} {
+		states[name] = run(llb.Image("docker.io/library/img-"+name), name)
+		inputs[name] = marshal(t, states[name])
+	}
+	_, err := baseBridge.Solve(t.Context(), frontend.SolveRequest{Frontend: "outer", FrontendInputs: inputs}, "")
+	require.NoError(t, err)
+	require.Equal(t, int64(2), b.parsed.Load(), "each source is loaded once")
+
+	_, childBridge := b.job("child")
+	for name, st := range states {
+		require.NoError(t, evaluate(t, lazySolve(t, childBridge, frontend.SolveRequest{Definition: marshal(t, run(st, "child"))})))
+		require.Equal(t, [][]string{{"base", "child"}}, b.seen(name))
+	}
+}
+
+func TestLazySolveErrorsWait(t *testing.T) {
+	denied := []*spb.Policy{{Rules: []*spb.Rule{{
+		Action:   spb.PolicyAction_DENY,
+		Selector: &spb.Selector{Identifier: "docker-image://docker.io/library/img*", MatchType: spb.MatchType_WILDCARD},
+	}}}}
+	base := run(llb.Image("docker.io/library/img"), "base")
+	insecure := run(llb.Image("docker.io/library/img"), "insecure", llb.Security(llb.SecurityModeInsecure))
+
+	missing := marshal(t, base)
+	missing.Def = missing.Def[1:]
+
+	for _, tc := range []struct {
+		name string
+		req  frontend.SolveRequest
+	}{
+		{name: "denied by policy", req: frontend.SolveRequest{Definition: marshal(t, base), SourcePolicies: denied}},
+		{name: "not entitled", req: frontend.SolveRequest{Definition: marshal(t, insecure)}},
+		{name: "missing input", req: frontend.SolveRequest{Definition: missing}},
+		{name: "not LLB", req: frontend.SolveRequest{Definition: &pb.Definition{Def: [][]byte{[]byte("\xff")}}}},
+		{name: "no vertex", req: frontend.SolveRequest{Definition: &pb.Definition{Def: [][]byte{}}}},
+		{name: "nil policy", req: frontend.SolveRequest{Definition: marshal(t, base), SourcePolicies: []*spb.Policy{nil}}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newBench(t)
+			enabled := graphload.Enabled
+			graphload.Enabled = func() bool { return false }
+			_, br := b.job("upstream")
+			want := evaluate(t, lazySolve(t, br, tc.req))
+			graphload.Enabled = enabled
+			require.Error(t, want)
+
+			b = newBench(t)
+			_, br = b.job("job")
+			ref := lazySolve(t, br, tc.req)
+			evaluated := b.parsed.Load()
+			for range 2 {
+				require.EqualError(t, evaluate(t, ref), want.Error())
+			}
+			require.Equal(t, evaluated, b.parsed.Load(), "the policy is asked once, denials included")
+
+			tc.req.Evaluate = true
+			_, err := br.Solve(t.Context(), tc.req, "")
+			require.EqualError(t, err, want.Error())
+		})
+	}
+}
+
+func TestLazySolvePolicyOnce(t *testing.T) {
+	b := newBench(t)
+	_, br := b.job("job")
+	ref := lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))})
+	require.Equal(t, int64(1), b.parsed.Load())
+	require.NoError(t, evaluate(t, ref))
+	require.NoError(t, evaluate(t, ref))
+	require.Equal(t, int64(1), b.parsed.Load())
+}
+
+func TestLazySolveCanceledLoad(t *testing.T) {
+	b := newBench(t)
+	_, br := b.job("job")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.WithStack(context.Canceled))
+	res, err := br.Solve(ctx, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))}, "")
+	require.NoError(t, err)
+	require.NoError(t, evaluate(t, res.Ref), "a load that was canceled is tried again")
+}
+
+func TestLazySolveHasNoEffects(t *testing.T) {
+	b := newBench(t)
+	req := frontend.SolveRequest{
+		Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base", llb.IgnoreCache,
+			llb.AddMount("/cache", llb.Scratch(), llb.AsPersistentCacheDir("cache", llb.CacheMountShared)))),
+		CacheImports: []gw.CacheOptionsEntry{{Type: "test", Attrs: map[string]string{"a": "b"}}},
+	}
+	_, br := b.job("job")
+	ref := lazySolve(t, br, req)
+	require.Empty(t, b.pruned, "cache mounts are pruned by the build")
+	require.Zero(t, b.imports.Load(), "caches are imported for the build")
+
+	require.NoError(t, evaluate(t, ref))
+	require.Equal(t, []map[string]bool{{"cache": false}}, b.pruned)
+	require.Eventually(t, func() bool { return b.imports.Load() == 1 }, 10*time.Second, time.Millisecond)
+}
+
+func TestLazySolveCacheImportForChild(t *testing.T) {
+	b := newBench(t)
+	base := run(llb.Image("docker.io/library/img"), "base")
+	_, baseBridge := b.job("base")
+	lazySolve(t, baseBridge, frontend.SolveRequest{
+		Definition:   marshal(t, base),
+		CacheImports: []gw.CacheOptionsEntry{{Type: "test", Attrs: map[string]string{"a": "b"}}},
+	})
+	require.Zero(t, b.imports.Load())
+
+	_, childBridge := b.job("child")
+	require.NoError(t, evaluate(t, lazySolve(t, childBridge, frontend.SolveRequest{Definition: marshal(t, run(base, "child"))})))
+	require.Equal(t, int64(1), b.imports.Load(), "the child looks into the cache that base imports")
+}
+
+// plainBuilder is a builder that is not a job, as nested builds have.
+type plainBuilder struct {
+	solver.Builder
+}
+
+func TestLazySolveNestedBuild(t *testing.T) {
+	b := newBench(t)
+	j, _ := b.job("job")
+	ref := lazySolve(t, b.bridge(plainBuilder{j}), frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))})
+	require.Zero(t, b.parsed.Load())
+	require.NoError(t, evaluate(t, ref))
+}
+
+func TestLazySolveAfterDiscard(t *testing.T) {
+	b := newBench(t)
+	j, br := b.job("job")
+	require.NoError(t, j.Discard())
+	lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))})
+}
+
+// testRef is a ref whose evaluation is up to the test.
+type testRef struct {
+	solver.ResultProxy
+	id     string
+	result func(context.Context) error
+}
+
+func (r *testRef) ID() string { return r.id }
+
+func (r *testRef) Result(ctx context.Context) (solver.CachedResult, error) {
+	return nil, r.result(ctx)
+}
+
+func TestEvaluateRefs(t *testing.T) {
+	t.Parallel()
+
+	t.Run("at the same time", func(t *testing.T) {
+		t.Parallel()
+		const n = 5
+		var wg sync.WaitGroup
+		wg.Add(n)
+		res := &frontend.Result{}
+		together := func(context.Context) error {
+			wg.Done()
+			wg.Wait() // for all others
+			return nil
+		}
+		for i := range n - 1 {
+			res.AddRef(fmt.Sprint(i), &testRef{id: fmt.Sprint(i), result: together})
+		}
+		res.AddAttestation("0", frontend.Attestation{Ref: &testRef{id: "attestation", result: together}})
+		require.NoError(t, evaluateRefs(t.Context(), res))
+	})
+
+	t.Run("first error wins", func(t *testing.T) {
+		t.Parallel()
+		for range 1000 {
+			canceled := make(chan struct{})
+			res := &frontend.Result{}
+			res.AddRef("slow", &testRef{id: "slow", result: func(ctx context.Context) error {
+				<-ctx.Done()
+				close(canceled)
+				return errors.New("too late")
+			}})
+			res.AddRef("bad", &testRef{id: "bad", result: func(context.Context) error { return errors.New("first") }})
+			require.EqualError(t, evaluateRefs(t.Context(), res), "first")
+			<-canceled
+		}
+	})
+
+	t.Run("caller cancels", func(t *testing.T) {
+		t.Parallel()
+		ctx, cancel := context.WithCancelCause(t.Context())
+		res := &frontend.Result{}
+		res.SetRef(&testRef{id: "ref", result: func(ctx context.Context) error {
+			cancel(errors.WithStack(context.Canceled))
+			<-ctx.Done()
+			return errors.WithStack(context.Cause(ctx))
+		}})
+		require.ErrorIs(t, evaluateRefs(ctx, res), context.Canceled)
+	})
+
+	t.Run("nothing to do", func(t *testing.T) {
+		t.Parallel()
+		require.NoError(t, evaluateRefs(t.Context(), &frontend.Result{}))
+		res := &frontend.Result{}
+		res.AddRef("none", nil)
+		require.NoError(t, evaluateRefs(t.Context(), res))
+	})
+}

@@ -1,0 +1,159 @@
+package mounts
+
+import (
+	"context"
+	"testing"
+
+	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/secrets"
+	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/session/sshforward"
+	"github.com/moby/buildkit/session/testutil"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/graphload"
+	"github.com/moby/sys/user"
+	"github.com/pkg/errors"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+)
+
+// agent is the ssh service of a client that forwards agents by id.
+type agent struct {
+	sshforward.UnimplementedSSHServer
+	ids []string
+}
+
+func (a *agent) Register(server *grpc.Server) {
+	sshforward.RegisterSSHServer(server, a)
+}
+
+func (a *agent) CheckAgent(_ context.Context, req *sshforward.CheckAgentRequest) (*sshforward.CheckAgentResponse, error) {
+	for _, id := range a.ids {
+		if id == req.ID {
+			return &sshforward.CheckAgentResponse{}, nil
+		}
+	}
+	return nil, errors.Errorf("unset ssh forward key %s", req.ID)
+}
+
+// noIDMap is what the mount manager needs of a cache manager here.
+type noIDMap struct {
+	cache.Manager
+}
+
+func (noIDMap) IdentityMapping() *user.IdentityMapping { return nil }
+
+func runSession(t *testing.T, sm *session.Manager, attach ...session.Attachable) string {
+	s, err := session.NewSession(t.Context(), "")
+	require.NoError(t, err)
+	for _, a := range attach {
+		s.Allow(a)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Run(context.WithoutCancel(t.Context()), session.Dialer(testutil.TestStream(testutil.Handler(sm.HandleConn))))
+	}()
+	_, err = sm.Get(t.Context(), s.ID(), false)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, s.Close())
+		<-done
+	})
+	return s.ID()
+}
+
+func TestOptionalSSH(t *testing.T) {
+	sm, err := session.NewManager()
+	require.NoError(t, err)
+	mm := NewMountManager("test", noIDMap{}, sm)
+
+	none := runSession(t, sm)
+	other := runSession(t, sm, &agent{ids: []string{"other"}})
+	offers := runSession(t, sm, &agent{ids: []string{"default"}})
+
+	for _, tc := range []struct {
+		name     string
+		group    []string
+		required bool
+		disabled bool
+		found    bool
+		err      string
+	}{
+		{name: "behind sessions that decline", group: []string{none, other, offers}, found: true},
+		{name: "first", group: []string{offers, none}, found: true},
+		{name: "nobody offers it", group: []string{none, other}},
+		{name: "a single session without", group: []string{none}},
+		{name: "one cannot be reached", group: []string{"gone", other}},
+		{name: "nobody can be reached", group: []string{"gone"}, err: "no active session for gone"},
+		{name: "no session", group: nil, err: "no active sessions"},
+		{name: "required and offered", group: []string{none, offers}, required: true, found: true},
+		{name: "required by id, nobody offers it", group: []string{other, none}, required: true, err: `no SSH key "default" forwarded from the client (2 builds were asked, none offered it)`},
+		{name: "switched off", group: []string{none, offers}, disabled: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.disabled {
+				enabled := graphload.Enabled
+				graphload.Enabled = func() bool { return false }
+				defer func() { graphload.Enabled = enabled }()
+			}
+			m := &pb.Mount{MountType: pb.MountType_SSH, SSHOpt: &pb.SSHOpt{ID: "default", Optional: !tc.required}}
+			mnt, err := mm.MountableSSH(t.Context(), m, session.NewGroup(tc.group...))
+			if tc.err != "" {
+				require.ErrorContains(t, err, tc.err)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, tc.found, mnt != nil, "found an agent")
+			require.Equal(t, !tc.required, m.SSHOpt.Optional, "the mount must not be changed")
+		})
+	}
+
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.WithStack(context.Canceled))
+	_, err = mm.MountableSSH(ctx, &pb.Mount{SSHOpt: &pb.SSHOpt{Optional: true}}, session.NewGroup(none))
+	require.ErrorIs(t, err, context.Canceled, "a build that was canceled has not found out")
+}
+
+func TestSecretOfOwner(t *testing.T) {
+	t.Parallel()
+	sm, err := session.NewManager()
+	require.NoError(t, err)
+	mm := NewMountManager("test", noIDMap{}, sm)
+
+	store := func(m map[string][]byte) session.Attachable {
+		return secretsprovider.FromMap(m)
+	}
+	none := runSession(t, sm)
+	base := runSession(t, sm, store(map[string][]byte{"token": []byte("base"), "base": []byte("1")}))
+	child := runSession(t, sm, store(map[string][]byte{"token": []byte("child"), "child": []byte("1")}))
+
+	get := func(id string, optional bool, group ...string) (string, error) {
+		m := &pb.Mount{MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: id, Optional: optional}}
+		mnt, err := mm.MountableSecret(t.Context(), m, session.NewGroup(group...))
+		if err != nil || mnt == nil {
+			return "", err
+		}
+		return string(mnt.(*secretMount).data), nil
+	}
+	for range 100 {
+		v, err := get("token", false, base, child)
+		require.NoError(t, err)
+		require.Equal(t, "base", v, "the first session that has it gives the value")
+	}
+	v, err := get("child", false, none, base, child)
+	require.NoError(t, err)
+	require.Equal(t, "1", v)
+
+	_, err = get("missing", false, none, base, child)
+	require.ErrorIs(t, err, secrets.ErrNotFound)
+	require.EqualError(t, err, "secret missing: not found (3 builds were asked, none offered it)")
+
+	v, err = get("missing", true, "gone", base)
+	require.NoError(t, err, "an optional secret survives a session that cannot be reached")
+	require.Empty(t, v)
+	v, err = get("base", true, "gone", base)
+	require.NoError(t, err)
+	require.Equal(t, "1", v)
+}
