@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -70,7 +71,7 @@ type cell struct {
 
 type figures struct {
 	passed  int
-	times   []time.Duration
+	times   []time.Duration // of those that passed
 	lastErr error
 }
 
@@ -84,7 +85,7 @@ type demo struct {
 
 // run fills the table. Both daemons take turns, so that whatever else the
 // machine does meets both.
-func (d *demo) run(ctx context.Context) error {
+func (d *demo) run(ctx context.Context) (retErr error) {
 	daemons := map[testbed.Flavor]*testbed.Daemon{}
 	for _, flavor := range d.flavors {
 		progressf("starting the %s daemon", flavor)
@@ -92,7 +93,7 @@ func (d *demo) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer daemon.Close()
+		defer closeLast(daemon, &retErr)
 		daemons[flavor] = daemon
 	}
 	for _, version := range d.versions {
@@ -106,7 +107,7 @@ func (d *demo) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer p.Close()
+		defer closeLast(p, &retErr)
 		for _, version := range d.versions {
 			if err := d.runLoop(ctx, p, version, daemons); err != nil {
 				return err
@@ -116,14 +117,14 @@ func (d *demo) run(ctx context.Context) error {
 	return nil
 }
 
-func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, daemons map[testbed.Flavor]*testbed.Daemon) error {
+func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, daemons map[testbed.Flavor]*testbed.Daemon) (retErr error) {
 	builders := map[testbed.Flavor]*testbed.Builder{}
 	for _, flavor := range d.flavors {
 		b, err := testbed.NewBuilder(ctx, version, daemons[flavor])
 		if err != nil {
 			return err
 		}
-		defer b.Close()
+		defer closeLast(b, &retErr)
 		builders[flavor] = b
 		d.cells[cell{p.Name, version, flavor}] = &figures{}
 	}
@@ -135,12 +136,12 @@ func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, 
 			if ctx.Err() != nil {
 				return errors.WithStack(context.Cause(ctx))
 			}
-			f.times = append(f.times, time.Since(start))
-			if err == nil {
-				f.passed++
-			} else {
+			if err != nil {
 				f.lastErr = err
+				continue
 			}
+			f.passed++
+			f.times = append(f.times, time.Since(start))
 		}
 		var line []string
 		for _, flavor := range d.flavors {
@@ -149,6 +150,14 @@ func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, 
 		progressf("%s, buildx %s, run %d of %d: %s", p.Name, version, i+1, d.runs, strings.Join(line, ", "))
 	}
 	return nil
+}
+
+// closeLast closes c, and reports what it left behind unless something else has
+// failed before.
+func closeLast(c io.Closer, err *error) {
+	if closeErr := c.Close(); *err == nil {
+		*err = closeErr
+	}
 }
 
 // report prints the table. It fails when a bake failed on the daemon that must
@@ -166,7 +175,7 @@ func (d *demo) report() error {
 			fmt.Fprintf(tw, "%s\t%s", loop.Name, version)
 			for _, flavor := range d.flavors {
 				f := d.cells[cell{loop.Name, version, flavor}]
-				fmt.Fprintf(tw, "\t%d/%d\t%s", f.passed, d.runs, median(f.times).Round(10*time.Millisecond))
+				fmt.Fprintf(tw, "\t%d/%d\t%s", f.passed, d.runs, median(f.times))
 				if flavor == testbed.Graphload && f.passed < d.runs {
 					failed = errors.Wrapf(f.lastErr, "%s with buildx %s passed %d of %d", loop.Name, version, f.passed, d.runs)
 				}
@@ -184,10 +193,10 @@ func (d *demo) report() error {
 	return failed
 }
 
-func median(times []time.Duration) time.Duration {
+func median(times []time.Duration) string {
 	if len(times) == 0 {
-		return 0
+		return "-"
 	}
 	sorted := slices.Sorted(slices.Values(times))
-	return sorted[len(sorted)/2]
+	return sorted[len(sorted)/2].Round(10 * time.Millisecond).String()
 }

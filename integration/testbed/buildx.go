@@ -3,21 +3,21 @@ package testbed
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"github.com/pkg/errors"
 )
 
 // Builder is a buildx of some version connected to a daemon, with a
-// configuration of its own.
+// configuration and credentials of its own.
 type Builder struct {
-	buildx string
-	config string
-	env    []string
-}
+	Version string
+	Config  string // folder of config.json, DOCKER_CONFIG
 
-// builderName is the same everywhere, configurations are not shared.
-const builderName = "graphload"
+	buildx string
+	dir    string
+}
 
 // NewBuilder connects a version of buildx to a daemon through the remote
 // driver. It must be closed.
@@ -26,35 +26,53 @@ func NewBuilder(ctx context.Context, version string, d *Daemon) (_ *Builder, ret
 	if err != nil {
 		return nil, err
 	}
-	config, err := os.MkdirTemp("", "graphload-buildx-")
+	dir, err := os.MkdirTemp("", "graphload-buildx-")
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}
-	b := &Builder{buildx: bin, config: config, env: []string{
-		"BUILDX_CONFIG=" + filepath.Join(config, "buildx"),
-		"DOCKER_CONFIG=" + filepath.Join(config, "docker"),
-		"BUILDX_BAKE_ENTITLEMENTS_FS=0",
-	}}
+	b := &Builder{Version: version, Config: filepath.Join(dir, "docker"), buildx: bin, dir: dir}
 	defer func() {
 		if retErr != nil {
 			b.Close()
 		}
 	}()
-	if _, err := run(ctx, b.env, bin, "create", "--name", builderName, "--driver", "remote", d.Addr); err != nil {
+	if err := os.Mkdir(b.Config, 0o700); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	if _, err := output(b.Command(ctx, "create", "--use", "--name", "testbed", "--driver", "remote", d.Addr)); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// Bake runs buildx bake on the bake file of a project folder. Everything that
-// was printed is part of the error.
-func (b *Builder) Bake(ctx context.Context, dir string, env []string, args ...string) error {
-	args = append([]string{"bake", "--builder", builderName, "--progress", "plain", "-f", filepath.Join(dir, "docker-bake.hcl")}, args...)
-	_, err := run(ctx, append(append([]string{"CONTEXT=" + dir}, b.env...), env...), b.buildx, args...)
+// Command is a call of buildx that sees nothing of the environment of this
+// process. It is interrupted when ctx is done.
+func (b *Builder) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := command(ctx, b.buildx, args...)
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"),
+		"HOME=" + b.dir,
+		"TMPDIR=" + b.dir,
+		"BUILDX_CONFIG=" + filepath.Join(b.dir, "buildx"),
+		"DOCKER_CONFIG=" + b.Config,
+		// newer releases ask before they read files or forward an agent, older
+		// ones do not know the flag that answers
+		"BUILDX_BAKE_ENTITLEMENTS_FS=0",
+	}
+	return cmd
+}
+
+// Bake runs buildx bake on a bake file, in its folder. Everything that was
+// printed is part of the error.
+func (b *Builder) Bake(ctx context.Context, file string, env []string, args ...string) error {
+	cmd := b.Command(ctx, append([]string{"bake", "--file", filepath.Base(file), "--progress", "plain"}, args...)...)
+	cmd.Dir = filepath.Dir(file)
+	cmd.Env = append(cmd.Env, env...)
+	_, err := output(cmd)
 	return err
 }
 
 // Close removes the configuration.
 func (b *Builder) Close() error {
-	return errors.WithStack(os.RemoveAll(b.config))
+	return errors.WithStack(os.RemoveAll(b.dir))
 }

@@ -1,49 +1,50 @@
 package testbed
 
 import (
-	"bufio"
+	"bytes"
 	"context"
-	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
-	"testing"
 	"time"
 
-	"github.com/moby/buildkit/client"
 	"github.com/pkg/errors"
-	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 // DaemonOptions are how a daemon differs from one with an OCI worker on a
 // folder of its own.
 type DaemonOptions struct {
-	Flavor Flavor
-	Root   string   // of the daemon, a temporary one by default
-	Args   []string // added to the command line
-	Env    []string // added to the environment
-	Config string   // content of buildkitd.toml
+	Flavor      Flavor
+	Root        string   // of the daemon, a temporary one by default
+	Snapshotter string   // overlayfs by default
+	Args        []string // added to the command line
+	Env         []string // added to the environment
+	Config      string   // content of buildkitd.toml, without the table worker.oci
+	OCIConfig   string   // content of the table worker.oci
 }
 
-// Daemon is a running buildkitd.
+// Daemon is a running buildkitd. Its steps use the network of the host.
 type Daemon struct {
+	Flavor    Flavor
 	Addr      string // unix://
 	DebugAddr string // unix socket of the debug handlers, without scheme
 	Root      string
 	LogPath   string
 
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended
-	dir  string
+	process *process
+	cgroup  *cgroup
+	dir     string
 }
 
-// startTimeout is how long a daemon may take until it answers.
+// startTimeout is how long a daemon may take until it listens.
 const startTimeout = 30 * time.Second
 
-// StartDaemon starts a daemon and returns when it answers. It must be closed.
+// StartDaemon starts a daemon and returns when it listens. It must be closed.
 func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr error) {
 	bin, err := Binary(opt.Flavor, "buildkitd")
 	if err != nil {
@@ -54,11 +55,12 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 		return nil, errors.WithStack(err)
 	}
 	d := &Daemon{
+		Flavor:    opt.Flavor,
 		Addr:      "unix://" + filepath.Join(dir, "buildkitd.sock"),
 		DebugAddr: filepath.Join(dir, "debug.sock"),
 		Root:      opt.Root,
 		LogPath:   filepath.Join(dir, "buildkitd.log"),
-		done:      make(chan struct{}),
+		cgroup:    newCgroup(),
 		dir:       dir,
 	}
 	if d.Root == "" {
@@ -66,11 +68,17 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 	}
 	defer func() {
 		if retErr != nil {
+			retErr = errors.Wrapf(retErr, "failed to start the %s daemon: %s", opt.Flavor, d.LogTail(20))
 			d.Close()
 		}
 	}()
 	config := filepath.Join(dir, "buildkitd.toml")
-	if err := os.WriteFile(config, []byte(opt.Config), 0o600); err != nil {
+	content := opt.Config + "\n[worker.oci]\ndefaultCgroupParent = \"" + d.cgroup.name + "\"\n" + opt.OCIConfig + "\n"
+	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	tmp := filepath.Join(dir, "tmp")
+	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return nil, errors.WithStack(err)
 	}
 	log, err := os.Create(d.LogPath)
@@ -78,131 +86,128 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 		return nil, errors.WithStack(err)
 	}
 	defer log.Close()
-
-	args := []string{
-		"--config", config, "--root", d.Root, "--addr", d.Addr, "--debugaddr", "unix://" + d.DebugAddr,
-		"--oci-worker=true", "--containerd-worker=false", "--oci-worker-net=host", "--debug",
-	}
-	// not CommandContext: the daemon is stopped by Close, in the order that
-	// leaves nothing behind
-	d.cmd = exec.Command(bin, append(args, opt.Args...)...) //nolint:noctx
-	d.cmd.Env = append(os.Environ(), opt.Env...)
-	d.cmd.Stdout, d.cmd.Stderr = log, log
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := d.cmd.Start(); err != nil {
-		d.cmd = nil
-		return nil, errors.WithStack(err)
-	}
-	go func() {
-		defer close(d.done)
-		d.cmd.Wait()
-	}()
-	return d, d.waitReady(ctx)
-}
-
-func (d *Daemon) waitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.Errorf("buildkitd did not answer in %s", startTimeout))
-	defer cancel()
-	c, err := d.Client(ctx)
+	ready, err := listenReady(filepath.Join(dir, "notify.sock"))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer c.Close()
-	for {
-		if _, err = c.Info(ctx); err == nil {
-			return nil
-		}
-		select {
-		case <-d.done:
-			return errors.Errorf("buildkitd ended: %s", d.LogTail(20))
-		case <-ctx.Done():
-			return errors.Wrapf(context.Cause(ctx), "%s: %s", err, d.LogTail(20))
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
+	defer ready.Close()
 
-// Client connects to the daemon.
-func (d *Daemon) Client(ctx context.Context) (*client.Client, error) {
-	c, err := client.New(ctx, d.Addr)
-	return c, errors.WithStack(err)
+	if opt.Snapshotter == "" {
+		opt.Snapshotter = "overlayfs"
+	}
+	cmd := exec.Command(bin, slices.Concat([]string{ //nolint:noctx // ended by Close
+		"--config", config, "--root", d.Root, "--addr", d.Addr, "--debug",
+		"--debugaddr", "unix://" + d.DebugAddr, "--otel-socket-path", filepath.Join(dir, "otel.sock"),
+		"--containerd-worker=false", "--oci-worker=true", "--oci-worker-net=host",
+		"--oci-worker-snapshotter=" + opt.Snapshotter, "--cdi-disabled=true",
+	}, opt.Args)...)
+	cmd.Env = slices.Concat(os.Environ(), []string{"TMPDIR=" + tmp, "NOTIFY_SOCKET=" + ready.path}, opt.Env)
+	cmd.Stdout, cmd.Stderr = log, log
+	// with a mount namespace of its own, its mounts end with it even when it is
+	// killed
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if d.process, err = start(cmd); err != nil {
+		return nil, err
+	}
+
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.Errorf("it did not listen within %s", startTimeout))
+	defer cancel()
+	select {
+	case err := <-ready.ch:
+		return d, err
+	case <-d.process.done:
+		return nil, errors.Errorf("it ended with %v", d.process.cmd.ProcessState)
+	case <-ctx.Done():
+		return nil, errors.WithStack(context.Cause(ctx))
+	}
 }
 
 // Pid returns the process id of the daemon.
 func (d *Daemon) Pid() int {
-	return d.cmd.Process.Pid
+	return d.process.cmd.Process.Pid
 }
 
-// LogTail returns the last n lines of the log.
+// Signal sends a signal to the daemon alone.
+func (d *Daemon) Signal(sig os.Signal) error {
+	return errors.WithStack(d.process.cmd.Process.Signal(sig))
+}
+
+// Done is closed when the daemon has ended.
+func (d *Daemon) Done() <-chan struct{} {
+	return d.process.done
+}
+
+// LogTail returns the last n lines of the log, or all of it if n is negative.
 func (d *Daemon) LogTail(n int) string {
 	dt, err := os.ReadFile(d.LogPath)
 	if err != nil {
 		return err.Error()
 	}
 	lines := strings.Split(strings.TrimSpace(string(dt)), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+	if n >= 0 {
+		lines = lines[max(0, len(lines)-n):]
+	}
+	return strings.Join(lines, "\n")
 }
 
-// Stop ends the process and leaves its root. It is killed when it has not
-// ended after ten seconds.
-func (d *Daemon) Stop() {
-	if d.cmd == nil {
-		return
-	}
-	d.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-d.done:
-	case <-time.After(10 * time.Second):
-		d.cmd.Process.Kill()
-		<-d.done
-	}
-}
-
-// Close stops the daemon, unmounts what it left and removes its folders.
-func (d *Daemon) Close() error {
-	d.Stop()
-	mounts, err := mountsBelow(d.Root)
-	if err != nil {
-		return err
-	}
-	for _, m := range mounts {
-		unix.Unmount(m, unix.MNT_DETACH)
-	}
-	if err := os.RemoveAll(d.Root); err != nil {
+// SaveLog copies the log to a file that is there after Close.
+func (d *Daemon) SaveLog(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return errors.WithStack(err)
 	}
-	return errors.WithStack(os.RemoveAll(d.dir))
+	return copyFile(d.LogPath, path, 0o644)
 }
 
-// mountsBelow returns the mount points below dir, the innermost first.
-func mountsBelow(dir string) ([]string, error) {
-	f, err := os.Open("/proc/self/mounts")
+// Stop ends the daemon and what it left running, and keeps its root. A daemon
+// that does not end by itself is killed and reported.
+func (d *Daemon) Stop() error {
+	var err error
+	if d.process != nil {
+		err = d.process.stop()
+	}
+	if cgroupErr := d.cgroup.remove(); err == nil {
+		err = cgroupErr
+	}
+	return err
+}
+
+// Close stops the daemon and removes its folders, other than a root that was
+// given to it.
+func (d *Daemon) Close() error {
+	err := d.Stop()
+	if rmErr := os.RemoveAll(d.dir); err == nil {
+		err = errors.WithStack(rmErr)
+	}
+	return err
+}
+
+// ready is the socket on which a daemon tells its service manager that it
+// listens, see sd_notify(3).
+type ready struct {
+	io.Closer
+	path string
+	ch   chan error
+}
+
+func listenReady(path string) (*ready, error) {
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}
-	defer f.Close()
-	var out []string
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		if fields := strings.Fields(sc.Text()); len(fields) > 1 && strings.HasPrefix(fields[1], dir+"/") {
-			out = append([]string{fields[1]}, out...)
+	r := &ready{Closer: conn, path: path, ch: make(chan error, 1)}
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, err := conn.Read(buf)
+			if err != nil {
+				r.ch <- errors.WithStack(err)
+				return
+			}
+			if slices.Contains(strings.Split(string(bytes.TrimSpace(buf[:n])), "\n"), "READY=1") {
+				r.ch <- nil
+				return
+			}
 		}
-	}
-	return out, errors.WithStack(sc.Err())
-}
-
-// NewDaemon starts a daemon for a test and closes it at its end. The log is
-// part of the output of a test that failed.
-func NewDaemon(t testing.TB, opt DaemonOptions) *Daemon {
-	t.Helper()
-	Require(t)
-	d, err := StartDaemon(t.Context(), opt)
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(fmt.Sprintf("end of the log of %s buildkitd:\n%s", opt.Flavor, d.LogTail(60)))
-		}
-		require.NoError(t, d.Close())
-	})
-	return d
+	}()
+	return r, nil
 }

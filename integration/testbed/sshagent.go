@@ -1,21 +1,22 @@
 package testbed
 
 import (
+	"bufio"
 	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
-	"time"
 
 	"github.com/pkg/errors"
 )
 
 // SSHAgent is a running ssh-agent with one fresh key.
 type SSHAgent struct {
-	Socket string
-	cmd    *exec.Cmd
-	dir    string
+	Socket    string
+	PublicKey string // as in authorized_keys
+
+	process *process
+	dir     string
 }
 
 // StartSSHAgent starts an agent and adds a key to it. It must be closed.
@@ -30,26 +31,35 @@ func StartSSHAgent(ctx context.Context) (_ *SSHAgent, retErr error) {
 			a.Close()
 		}
 	}()
-	a.cmd = exec.Command("ssh-agent", "-D", "-a", a.Socket) //nolint:noctx // ended by Close
-	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := a.cmd.Start(); err != nil {
-		a.cmd = nil
-		return nil, errors.WithStack(err)
-	}
-	key := filepath.Join(dir, "key")
-	if _, err := run(ctx, nil, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key); err != nil {
+	key := filepath.Join(dir, "id_ed25519")
+	if _, err := output(command(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "testbed", "-f", key)); err != nil {
 		return nil, err
 	}
-	for start := time.Now(); ; {
-		if _, err = os.Stat(a.Socket); err == nil {
-			break
-		}
-		if time.Since(start) > startTimeout {
-			return nil, errors.Wrap(err, "ssh-agent does not listen")
-		}
-		time.Sleep(5 * time.Millisecond)
+	pub, err := os.ReadFile(key + ".pub")
+	if err != nil {
+		return nil, errors.WithStack(err)
 	}
-	if _, err := run(ctx, []string{"SSH_AUTH_SOCK=" + a.Socket}, "ssh-add", "-q", key); err != nil {
+	a.PublicKey = string(pub)
+
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer r.Close()
+	cmd := exec.Command("ssh-agent", "-D", "-a", a.Socket) //nolint:noctx // ended by Close
+	cmd.Stdout = w
+	a.process, err = start(cmd)
+	w.Close()
+	if err != nil {
+		return nil, err
+	}
+	// it prints the path of its socket once it listens
+	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
+		return nil, errors.Wrap(err, "ssh-agent did not start")
+	}
+	add := command(ctx, "ssh-add", "-q", key)
+	add.Env = append(os.Environ(), "SSH_AUTH_SOCK="+a.Socket)
+	if _, err := output(add); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -57,9 +67,5 @@ func StartSSHAgent(ctx context.Context) (_ *SSHAgent, retErr error) {
 
 // Close ends the agent and removes its key.
 func (a *SSHAgent) Close() error {
-	if a.cmd != nil {
-		a.cmd.Process.Kill()
-		a.cmd.Wait()
-	}
-	return errors.WithStack(os.RemoveAll(a.dir))
+	return closeProcess(a.process, a.dir)
 }

@@ -1,75 +1,117 @@
 package testbed
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"github.com/pkg/errors"
 )
 
-// Buildx returns the path of an unmodified buildx of the given version. It is
-// built from its Go module with its own go.mod when it is used for the first
-// time, and kept in the cache folder of the user.
-func Buildx(ctx context.Context, version string) (string, error) {
-	return goTool(ctx, "buildx", "github.com/docker/buildx", version, "./cmd/buildx",
-		"-X github.com/docker/buildx/version.Version="+version)
+// tool is a command of a Go module at one version.
+type tool struct {
+	name    string
+	module  string
+	version string
+	sum     string // h1: checksum of the module, as in go.sum
+	pkg     string
+	ldflags string
 }
 
-func goTool(ctx context.Context, name, module, version, pkg, ldflags string) (_ string, retErr error) {
+// buildxSums has the checksums of the releases of buildx that can be used.
+var buildxSums = map[string]string{
+	"v0.15.1": "h1:1cO6JIc0rOoC8tlxfXoh1HH1uxaNvYH1q7J7kv5enhw=",
+	"v0.23.0": "h1:qoYhuWyZ6PVCrWbkxClLzBWDBCUkyFK6Chjzg6nU+V8=",
+	"v0.29.1": "h1:58hxM5Z4mnNje3G5NKfULT9xCr8ooM8XFtlfUK9bKaA=",
+	"v0.33.0": "h1:xuZeuQe/C/2tvLDgiIA6+Ynq3FFWSfsGNWIHM3q1hD8=",
+	"v0.35.0": "h1:5r/ZcAC0s2oZ1XOJHvYFYbj44I4rxRsIdfsRBeXClks=",
+	"v0.36.1": "h1:U7JTUSSeooFXbG+0HcI+CMjEIkvuZgJegXRZ1q7K63Q=",
+	"v0.37.2": "h1:6EYElyvQe7aPnp2yDmCLa4/0jXYs8dAHfWKVO6dsFwA=",
+	"v0.38.2": "h1:TTn5GXRaZatKpvJ4l7xXuS/N8kTIkLFP0WvGRkbbW9U=",
+}
+
+// Buildx returns the path of an unmodified buildx of the given version. It is
+// built when it is used for the first time, and kept in the cache folder of the
+// user.
+func Buildx(ctx context.Context, version string) (string, error) {
+	const module = "github.com/docker/buildx"
+	sum, ok := buildxSums[version]
+	if !ok {
+		return "", errors.Errorf("no checksum for buildx %s", version)
+	}
+	return tool{
+		name:    "buildx",
+		module:  module,
+		version: version,
+		sum:     sum,
+		pkg:     "./cmd/buildx",
+		ldflags: "-X " + module + "/version.Version=" + version,
+	}.install(ctx)
+}
+
+// install builds the tool in the folder of its module: go install refuses
+// modules with exclude and replace directives, which are for the main module.
+func (t tool) install(ctx context.Context) (_ string, retErr error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", errors.WithStack(err)
 	}
 	dir := filepath.Join(cache, "graphload", "tools")
-	path := filepath.Join(dir, name+"-"+version)
+	path := filepath.Join(dir, t.name+"-"+t.version)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
+	defer func() {
+		retErr = errors.Wrapf(retErr, "failed to build %s %s", t.name, t.version)
+	}()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", errors.WithStack(err)
 	}
-	defer func() {
-		retErr = errors.Wrapf(retErr, "failed to build %s %s", name, version)
-	}()
-
-	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", module+"@"+version)
-	cmd.Dir = os.TempDir()
-	dt, err := cmd.Output()
-	if err != nil {
-		return "", errors.Wrapf(err, "%s", dt)
-	}
-	var mod struct{ Dir string }
-	if err := json.Unmarshal(dt, &mod); err != nil {
-		return "", errors.WithStack(err)
-	}
-	// the go command takes exclude and replace directives from the main module
-	// only, so the tool has to be the main module
-	src, err := os.MkdirTemp("", "graphload-"+name+"-")
+	temp, err := os.MkdirTemp(dir, "build-")
 	if err != nil {
 		return "", errors.WithStack(err)
 	}
-	defer os.RemoveAll(src)
-	if err := os.CopyFS(src, os.DirFS(mod.Dir)); err != nil {
-		return "", errors.WithStack(err)
+	defer os.RemoveAll(temp)
+	src, err := t.download(ctx, temp)
+	if err != nil {
+		return "", err
 	}
-	if err := filepath.WalkDir(src, func(p string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Chmod(p, 0o755) // the module cache is read-only
-	}); err != nil {
-		return "", errors.WithStack(err)
-	}
-	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags", ldflags, "-o", path+".tmp", pkg)
+	out := filepath.Join(temp, t.name)
+	build := command(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-mod=readonly", "-ldflags", "-s -w "+t.ldflags, "-o", out, t.pkg)
 	build.Dir = src
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-	if dt, err := build.CombinedOutput(); err != nil {
-		return "", errors.Wrapf(err, "%s", strings.TrimSpace(string(dt)))
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
+	if _, err := output(build); err != nil {
+		return "", err
 	}
-	return path, errors.WithStack(os.Rename(path+".tmp", path))
+	return path, errors.WithStack(os.Rename(out, path))
+}
+
+// download returns the folder of the module in the module cache. The go command
+// runs in dir, which is in no module whose go.mod could replace it.
+func (t tool) download(ctx context.Context, dir string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", t.module+"@"+t.version)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOWORK=off")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	dt, runErr := cmd.Output()
+	var mod struct {
+		Dir, Sum, Error string
+	}
+	if err := json.Unmarshal(dt, &mod); err != nil {
+		if runErr == nil {
+			runErr = err
+		}
+		return "", errors.Wrapf(runErr, "go mod download: %s", bytes.TrimSpace(stderr.Bytes()))
+	}
+	if mod.Error != "" {
+		return "", errors.New(mod.Error)
+	}
+	if mod.Sum != t.sum {
+		return "", errors.Errorf("checksum of %s is %s, not %s", t.module, mod.Sum, t.sum)
+	}
+	return mod.Dir, nil
 }

@@ -1,0 +1,53 @@
+package integration
+
+import (
+	"testing"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/stretchr/testify/require"
+)
+
+// TestBake runs the loops of the demo with the oldest buildx of the table,
+// which orders nothing itself.
+func TestBake(t *testing.T) {
+	requireTestbed(t)
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	b, err := testbed.NewBuilder(t.Context(), "v0.29.1", d)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close()) })
+
+	for _, loop := range testbed.Loops {
+		t.Run(loop.Name, func(t *testing.T) {
+			p, err := testbed.NewProject(t.Context(), loop)
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, p.Close()) })
+			for range 3 {
+				require.NoError(t, p.Run(t.Context(), b))
+			}
+		})
+	}
+}
+
+// TestSwitchedOff has the daemon behave as upstream's: the loop that never
+// passes there does not pass here either.
+func TestSwitchedOff(t *testing.T) {
+	requireTestbed(t)
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=0"}})
+	b, err := testbed.NewBuilder(t.Context(), "v0.29.1", d)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	loops, err := testbed.FindLoops([]string{"ssh"})
+	require.NoError(t, err)
+	p, err := testbed.NewProject(t.Context(), loops[0])
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.Close()) })
+
+	failed := 0
+	for range 5 {
+		if p.Run(t.Context(), b) != nil {
+			failed++
+		}
+	}
+	require.NotZero(t, failed)
+	require.Contains(t, d.LogTail(-1), "lazy solves are not loaded into the build graph")
+}

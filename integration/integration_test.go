@@ -1,0 +1,55 @@
+// Package integration has the end-to-end tests: a buildkitd as a process, and
+// clients that nobody changed.
+package integration
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/moby/buildkit/client"
+	"github.com/stretchr/testify/require"
+)
+
+// requireTestbed skips the test with the reason when this machine cannot run
+// it, and fails it in CI, where it must.
+func requireTestbed(t *testing.T) {
+	t.Helper()
+	if err := testbed.Check(); err != nil {
+		if os.Getenv("CI") == "true" {
+			require.NoError(t, err)
+		}
+		t.Skip(err)
+	}
+}
+
+// newDaemon starts a daemon for the test. When the test fails the end of its
+// log is printed, and all of it is kept if GRAPHLOAD_LOGS names a folder.
+func newDaemon(t *testing.T, opt testbed.DaemonOptions) *testbed.Daemon {
+	t.Helper()
+	requireTestbed(t)
+	d, err := testbed.StartDaemon(t.Context(), opt)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("end of the log of the %s daemon:\n%s", d.Flavor, d.LogTail(60))
+			if dir := os.Getenv("GRAPHLOAD_LOGS"); dir != "" {
+				name := strings.ReplaceAll(t.Name(), "/", "-") + "-" + string(d.Flavor) + ".log"
+				require.NoError(t, d.SaveLog(filepath.Join(dir, name)))
+			}
+		}
+		require.NoError(t, d.Close())
+	})
+	return d
+}
+
+// newClient connects to the daemon for the test.
+func newClient(t *testing.T, d *testbed.Daemon) *client.Client {
+	t.Helper()
+	c, err := client.New(t.Context(), d.Addr)
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}

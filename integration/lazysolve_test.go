@@ -1,0 +1,400 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/session/sshforward/sshprovider"
+	"github.com/pkg/errors"
+	"github.com/stretchr/testify/require"
+	"github.com/tonistiigi/fsutil"
+	"golang.org/x/sync/errgroup"
+)
+
+// peer is a build of a Go client with a session of its own.
+type peer struct {
+	name    string
+	secrets map[string]string
+	agent   string // socket of an SSH agent
+	locals  map[string]string
+	status  chan *client.SolveStatus
+}
+
+// peerBuild is what a peer can do while it is active.
+type peerBuild struct {
+	gateway.Client
+}
+
+// run runs f as a build of the peer and returns when the build has ended.
+func (p peer) run(ctx context.Context, t *testing.T, c *client.Client, f func(context.Context, peerBuild) error) error {
+	opt := client.SolveOpt{LocalMounts: map[string]fsutil.FS{}}
+	secrets := map[string][]byte{}
+	for id, v := range p.secrets {
+		secrets[id] = []byte(v)
+	}
+	if p.secrets != nil {
+		opt.Session = append(opt.Session, session.Attachable(secretsprovider.FromMap(secrets)))
+	}
+	if p.agent != "" {
+		ssh, err := sshprovider.NewSSHAgentProvider([]sshprovider.AgentConfig{{Paths: []string{p.agent}}})
+		require.NoError(t, err)
+		opt.Session = append(opt.Session, ssh)
+	}
+	for name, dir := range p.locals {
+		fs, err := fsutil.NewFS(dir)
+		require.NoError(t, err)
+		opt.LocalMounts[name] = fs
+	}
+	_, err := c.Build(ctx, opt, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
+		return gateway.NewResult(), f(ctx, peerBuild{gc})
+	}, p.status)
+	return errors.Wrapf(err, "build of %s", p.name)
+}
+
+// solve solves a state lazily.
+func (b peerBuild) solve(ctx context.Context, st llb.State) (gateway.Reference, error) {
+	// local sources are told apart by default, here they are shared by design
+	def, err := st.Marshal(ctx, llb.LocalUniqueID("testbed"))
+	if err != nil {
+		return nil, err
+	}
+	res, err := b.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB()})
+	if err != nil {
+		return nil, err
+	}
+	return res.SingleRef()
+}
+
+// evaluate solves a state and evaluates it.
+func (b peerBuild) evaluate(ctx context.Context, st llb.State) error {
+	ref, err := b.solve(ctx, st)
+	if err != nil {
+		return err
+	}
+	return ref.Evaluate(ctx)
+}
+
+func sh(st llb.State, script string, opts ...llb.RunOption) llb.State {
+	args := llb.Args([]string{"/bin/sh", "-c", script + " # " + identity.NewID()})
+	return st.Run(append([]llb.RunOption{args, llb.Network(llb.NetModeNone)}, opts...)...).Root()
+}
+
+func secretFile(id string, opts ...llb.SecretOption) llb.RunOption {
+	return llb.AddSecret("/run/secrets/"+id, append([]llb.SecretOption{llb.SecretID(id)}, opts...)...)
+}
+
+// TestChildFirst has a step of base that needs something that only the session
+// of base has. A child with a session of its own evaluates it first.
+func TestChildFirst(t *testing.T) {
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	c := newClient(t, d)
+	agent, err := testbed.StartSSHAgent(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, agent.Close()) })
+	dir := t.TempDir()
+	require.NoError(t, testbed.WriteRootfs(dir))
+	private := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(private, "note"), []byte("from base"), 0o600))
+
+	shared := map[string]string{"rootfs": dir}
+	root := llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/"))
+	for _, tc := range []struct {
+		name  string
+		base  peer
+		state llb.State
+	}{
+		{
+			name:  "secret file",
+			base:  peer{secrets: map[string]string{"token": "base"}},
+			state: sh(root, `test "$(cat /run/secrets/token)" = base`, secretFile("token")),
+		},
+		{
+			name:  "optional secret file",
+			base:  peer{secrets: map[string]string{"token": "base"}},
+			state: sh(root, `test "$(cat /run/secrets/token)" = base`, secretFile("token", llb.SecretOptional)),
+		},
+		{
+			name:  "secret in the environment",
+			base:  peer{secrets: map[string]string{"token": "base"}},
+			state: sh(root, `test "$TOKEN" = base`, llb.AddSecret("TOKEN", llb.SecretID("token"), llb.SecretAsEnv(true))),
+		},
+		{
+			name:  "optional secret in the environment",
+			base:  peer{secrets: map[string]string{"token": "base"}},
+			state: sh(root, `test "$TOKEN" = base`, llb.AddSecret("TOKEN", llb.SecretID("token"), llb.SecretAsEnv(true), llb.SecretOptional)),
+		},
+		{
+			name:  "agent",
+			base:  peer{agent: agent.Socket},
+			state: sh(root, `test -S "$SSH_AUTH_SOCK"`, llb.AddSSHSocket()),
+		},
+		{
+			name:  "optional agent",
+			base:  peer{agent: agent.Socket},
+			state: sh(root, `test -S "$SSH_AUTH_SOCK"`, llb.AddSSHSocket(llb.SSHOptional)),
+		},
+		{
+			name:  "local files",
+			base:  peer{locals: map[string]string{"private": private}},
+			state: sh(root, `test "$(cat /src/note)" = "from base"`, llb.AddMount("/src", llb.Local("private"), llb.Readonly)),
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.base.name = "base"
+			if tc.base.locals == nil {
+				tc.base.locals = map[string]string{}
+			}
+			tc.base.locals["rootfs"] = dir
+			child := peer{name: "child", locals: shared, secrets: map[string]string{"other": "x"}}
+			err := tc.base.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error {
+				ref, err := b.solve(ctx, tc.state)
+				if err != nil {
+					return err
+				}
+				if err := child.run(ctx, t, c, func(ctx context.Context, b peerBuild) error {
+					return b.evaluate(ctx, sh(tc.state, "true"))
+				}); err != nil {
+					return err
+				}
+				return ref.Evaluate(ctx)
+			})
+			require.NoError(t, err)
+		})
+	}
+}
+
+// TestOrders has chains of three builds, evaluated in every order and at the
+// same time.
+func TestOrders(t *testing.T) {
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	c := newClient(t, d)
+	dir := t.TempDir()
+	require.NoError(t, testbed.WriteRootfs(dir))
+	locals := map[string]string{"rootfs": dir}
+	root := llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/"))
+
+	for _, order := range [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}, {2}, {1}, {2, 0}, nil} {
+		t.Run(fmt.Sprint(order), func(t *testing.T) {
+			// all have the same secret id with values of their own
+			states := make([]llb.State, 3)
+			st := root
+			for i := range states {
+				st = sh(st, fmt.Sprintf(`test "$(cat /run/secrets/token)" = value%d`, i), secretFile("token"))
+				states[i] = st
+			}
+			refs := make([]gateway.Reference, len(states))
+			var nest func(ctx context.Context, i int) error
+			nest = func(ctx context.Context, i int) error {
+				if i == len(states) {
+					if order == nil {
+						eg, ctx := errgroup.WithContext(ctx)
+						for _, ref := range refs {
+							eg.Go(func() error { return ref.Evaluate(ctx) })
+						}
+						return eg.Wait()
+					}
+					for _, n := range order {
+						if err := refs[n].Evaluate(ctx); err != nil {
+							return errors.Wrapf(err, "evaluation of %d", n)
+						}
+					}
+					return nil
+				}
+				p := peer{name: fmt.Sprint(i), secrets: map[string]string{"token": fmt.Sprintf("value%d", i)}, locals: locals}
+				return p.run(ctx, t, c, func(ctx context.Context, b peerBuild) (err error) {
+					if refs[i], err = b.solve(ctx, states[i]); err != nil {
+						return err
+					}
+					return nest(ctx, i+1)
+				})
+			}
+			require.NoError(t, nest(t.Context(), 0))
+		})
+	}
+}
+
+// TestIsolation has builds that chain on base and try to use what base offers
+// in steps of their own.
+func TestIsolation(t *testing.T) {
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	c := newClient(t, d)
+	dir, private := t.TempDir(), t.TempDir()
+	require.NoError(t, testbed.WriteRootfs(dir))
+	locals := map[string]string{"rootfs": dir}
+	root := llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/"))
+	agent, err := testbed.StartSSHAgent(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, agent.Close()) })
+
+	base := peer{
+		name: "base", secrets: map[string]string{"token": "base"}, agent: agent.Socket,
+		locals: map[string]string{"rootfs": dir, "private": private},
+	}
+	state := sh(root, `test "$(cat /run/secrets/token)" = base`, secretFile("token"), llb.AddSSHSocket(), llb.AddMount("/src", llb.Local("private")))
+	thief := peer{name: "thief", locals: locals}
+	for name, tc := range map[string]struct {
+		step llb.State
+		err  string
+	}{
+		"secret": {sh(state, "true", secretFile("token")), "secret token: not found"},
+		"agent":  {sh(state, "true", llb.AddSSHSocket()), "no SSH key"},
+		"local":  {sh(state, "true", llb.AddMount("/src", llb.Local("private", llb.IncludePatterns([]string{"*"})))), "private"},
+		// an optional one is not there
+		"optional secret": {sh(state, "test -e /run/secrets/token", secretFile("token", llb.SecretOptional)), "exit code: 1"},
+		"optional agent":  {sh(state, `test -S "$SSH_AUTH_SOCK"`, llb.AddSSHSocket(llb.SSHOptional)), "exit code: 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, base.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error {
+				if _, err := b.solve(ctx, state); err != nil {
+					return err
+				}
+				err := thief.run(ctx, t, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, tc.step) })
+				require.ErrorContains(t, err, tc.err)
+				return nil
+			}))
+		})
+	}
+}
+
+// TestOwnerGone has a child that evaluates when the build of base has ended.
+func TestOwnerGone(t *testing.T) {
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	c := newClient(t, d)
+	dir := t.TempDir()
+	require.NoError(t, testbed.WriteRootfs(dir))
+	locals := map[string]string{"rootfs": dir}
+	root := llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/"))
+	state := sh(root, "true", secretFile("token"))
+
+	base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: locals}
+	require.NoError(t, base.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error {
+		_, err := b.solve(ctx, state)
+		return err
+	}))
+	child := peer{name: "child", secrets: map[string]string{}, locals: locals}
+	evaluate := func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }
+	start := time.Now()
+	require.ErrorContains(t, child.run(t.Context(), t, c, evaluate), "secret token: not found")
+	require.Less(t, time.Since(start), 10*time.Second)
+
+	// a build that only solved the same steps and offers nothing changes nothing
+	nothing := peer{name: "nothing", locals: locals}
+	require.NoError(t, nothing.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error {
+		if _, err := b.solve(ctx, state); err != nil {
+			return err
+		}
+		err := child.run(ctx, t, c, evaluate)
+		require.ErrorContains(t, err, "secret token: not found (2 builds were asked, none offered it)")
+		return base.run(ctx, t, c, evaluate)
+	}), "the failure of the child must not be given to base")
+}
+
+// TestSilentOwner stops the client of base. A step that the child can serve
+// goes on when the health check of the session of base has given up, and what
+// only base has is reported missing.
+func TestSilentOwner(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for a health check")
+	}
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	dir := t.TempDir()
+	require.NoError(t, testbed.WriteRootfs(dir))
+	locals := map[string]string{"rootfs": dir}
+	root := llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/"))
+	state := sh(root, `test "$(cat /run/secrets/token)" = child`, secretFile("token"))
+
+	// the connection of base goes through a proxy that can be stopped
+	proxy := newProxy(t, strings.TrimPrefix(d.Addr, "unix://"))
+	stopped, err := client.New(t.Context(), "unix://"+proxy.addr)
+	require.NoError(t, err)
+	defer stopped.Close()
+	c := newClient(t, d)
+
+	base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: locals}
+	child := peer{name: "child", secrets: map[string]string{"token": "child"}, locals: locals}
+	require.NoError(t, child.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, root) }))
+	solved := make(chan struct{})
+	go base.run(t.Context(), t, stopped, func(ctx context.Context, b peerBuild) error {
+		_, err := b.solve(ctx, state)
+		close(solved)
+		if err == nil {
+			<-ctx.Done()
+		}
+		return err
+	})
+	<-solved
+	proxy.stop()
+	start := time.Now()
+	require.NoError(t, child.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }))
+	require.Less(t, time.Since(start), time.Minute)
+	t.Logf("the child waited %s", time.Since(start))
+}
+
+// proxy forwards connections to a unix socket until it is stopped, as a client
+// would that does not run any more.
+type proxy struct {
+	addr    string
+	stopped chan struct{}
+}
+
+func newProxy(t *testing.T, target string) *proxy {
+	p := &proxy{addr: filepath.Join(t.TempDir(), "proxy.sock"), stopped: make(chan struct{})}
+	l, err := net.Listen("unix", p.addr) //nolint:noctx // closed at the end of the test
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("unix", target) //nolint:noctx // answers at once
+			if err != nil {
+				in.Close()
+				continue
+			}
+			t.Cleanup(func() { in.Close(); out.Close() })
+			go p.copy(in, out)
+			go p.copy(out, in)
+		}
+	}()
+	return p
+}
+
+func (p *proxy) stop() {
+	close(p.stopped)
+}
+
+func (p *proxy) copy(dst, src net.Conn) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := src.Read(buf)
+		select {
+		case <-p.stopped:
+			return // what was read is not passed on, the connection stays open
+		default:
+		}
+		if n > 0 {
+			if _, err := dst.Write(buf[:n]); err != nil {
+				break
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	dst.Close()
+}

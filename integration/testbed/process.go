@@ -1,0 +1,111 @@
+package testbed
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pkg/errors"
+)
+
+// stopTimeout is how long a process may take to end after SIGTERM.
+const stopTimeout = 10 * time.Second
+
+// process is a command that dies with this one.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the command has ended
+	err  error         // how it ended, once done is closed
+}
+
+// start runs cmd in a process group of its own, so that Ctrl-C in a terminal
+// reaches only the process that knows how to stop it.
+func start(cmd *exec.Cmd) (*process, error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+
+	p := &process{cmd: cmd, done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// the parent that Pdeathsig is about is the thread, not the process
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	if err := <-started; err != nil {
+		return nil, errors.Wrapf(err, "failed to start %s", cmd.Path)
+	}
+	return p, nil
+}
+
+// output runs cmd to its end. What it printed is part of the error.
+func output(cmd *exec.Cmd) ([]byte, error) {
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	p, err := start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	<-p.done
+	return out.Bytes(), errors.Wrapf(p.err, "%s %s: %s", filepath.Base(cmd.Path), strings.Join(cmd.Args[1:], " "), bytes.TrimSpace(out.Bytes()))
+}
+
+// stop ends the process with SIGTERM, and with SIGKILL when that took too long.
+func (p *process) stop() error {
+	select {
+	case <-p.done:
+		return nil
+	default:
+	}
+	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGCONT} {
+		if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return errors.WithStack(err)
+		}
+	}
+	timeout := time.NewTimer(stopTimeout)
+	defer timeout.Stop()
+	select {
+	case <-p.done:
+		return nil
+	case <-timeout.C:
+	}
+	p.cmd.Process.Kill()
+	<-p.done
+	return errors.Errorf("%s did not end within %s of SIGTERM", p.cmd.Path, stopTimeout)
+}
+
+// closeProcess stops a process, if it has been started, and removes its folder.
+func closeProcess(p *process, dir string) error {
+	var err error
+	if p != nil {
+		err = p.stop()
+	}
+	if rmErr := os.RemoveAll(dir); err == nil {
+		err = errors.WithStack(rmErr)
+	}
+	return err
+}
+
+// command is exec.CommandContext for a client: when ctx is done it is
+// interrupted as by Ctrl-C, and killed if that does not end it.
+func command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
+	cmd.WaitDelay = stopTimeout
+	return cmd
+}
