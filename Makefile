@@ -1,7 +1,7 @@
 # Every target is one command of cmd/graphload, which explains itself with --help.
 GRAPHLOAD = go run ./cmd/graphload
 
-.PHONY: tree build pristine patch seams demo test lint
+.PHONY: tree build pristine patch seams demo test lint bench clients
 
 tree:
 	$(GRAPHLOAD) tree
@@ -26,3 +26,9 @@ test:
 
 lint:
 	$(GRAPHLOAD) lint
+
+bench:
+	$(GRAPHLOAD) bench
+
+clients:
+	$(GRAPHLOAD) clients

@@ -36,6 +36,8 @@ func main() {
 			testCommand(),
 			lintCommand(),
 			demoCommand(),
+			benchCommand(),
+			clientsCommand(),
 		},
 	}
 	if err := app.Run(ctx, os.Args); err != nil {

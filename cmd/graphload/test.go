@@ -25,7 +25,7 @@ var treeTests = []struct {
 			"./solver", "./solver/llbsolver/...", "./session/...", "./frontend/gateway/client", "./frontend/gateway/pb",
 			"./util/graphload/...", "./util/resolver/...",
 		},
-		args:     []string{"-race", "-short"},
+		args: []string{"-race", "-short"},
 	},
 }
 

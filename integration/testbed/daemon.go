@@ -3,6 +3,7 @@ package testbed
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -26,6 +27,7 @@ type DaemonOptions struct {
 	Env         []string // added to the environment
 	Config      string   // content of buildkitd.toml, without the table worker.oci
 	OCIConfig   string   // content of the table worker.oci
+	Quiet       bool     // without debug messages in the log
 }
 
 // Daemon is a running buildkitd. Its steps use the network of the host.
@@ -96,10 +98,10 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 		opt.Snapshotter = "overlayfs"
 	}
 	cmd := exec.Command(bin, slices.Concat([]string{ //nolint:noctx // ended by Close
-		"--config", config, "--root", d.Root, "--addr", d.Addr, "--debug",
+		"--config", config, "--root", d.Root, "--addr", d.Addr,
 		"--debugaddr", "unix://" + d.DebugAddr, "--otel-socket-path", filepath.Join(dir, "otel.sock"),
 		"--containerd-worker=false", "--oci-worker=true", "--oci-worker-net=host",
-		"--oci-worker-snapshotter=" + opt.Snapshotter, "--cdi-disabled=true",
+		"--oci-worker-snapshotter=" + opt.Snapshotter, "--cdi-disabled=true", fmt.Sprintf("--debug=%t", !opt.Quiet),
 	}, opt.Args)...)
 	cmd.Env = slices.Concat(os.Environ(), []string{"TMPDIR=" + tmp, "NOTIFY_SOCKET=" + ready.path}, opt.Env)
 	cmd.Stdout, cmd.Stderr = log, log

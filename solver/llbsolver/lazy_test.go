@@ -32,7 +32,7 @@ import (
 // are offered.
 type bench struct {
 	worker.Worker
-	t      *testing.T
+	t      testing.TB
 	solver *solver.Solver
 
 	mu       sync.Mutex
@@ -42,7 +42,7 @@ type bench struct {
 	imports  atomic.Int64
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	b := &bench{t: t, sessions: map[string][][]string{}}
 	b.solver = solver.NewSolver(solver.SolverOpt{ResolveOpFunc: func(v solver.Vertex, _ solver.Builder) (solver.Op, error) {
 		return &benchOp{bench: b, v: v}, nil

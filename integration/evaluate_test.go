@@ -1,0 +1,75 @@
+package integration
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/moby/buildkit/client"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/identity"
+	"github.com/stretchr/testify/require"
+	"github.com/tonistiigi/fsutil"
+)
+
+// TestForcedEvaluation solves a Dockerfile for four platforms with Evaluate
+// set. The refs of the result are evaluated at the same time, and the first
+// failure ends the others.
+func TestForcedEvaluation(t *testing.T) {
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	c := newClient(t, d)
+	dir := t.TempDir()
+	require.NoError(t, testbed.WriteRootfs(dir))
+	fs, err := fsutil.NewFS(dir)
+	require.NoError(t, err)
+
+	// solve returns how long the solve took, and when a step failed
+	solve := func(run string) (took time.Duration, failed time.Time, returned time.Time, err error) {
+		dockerfile := "FROM scratch\nCOPY bin /bin\nARG TARGETPLATFORM\nRUN " + run + " # " + identity.NewID() + "\n"
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600))
+		ch := make(chan *client.SolveStatus)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for st := range ch {
+				for _, v := range st.Vertexes {
+					if v.Error != "" && v.Completed != nil && (failed.IsZero() || v.Completed.Before(failed)) {
+						failed = *v.Completed
+					}
+				}
+			}
+		})
+		_, err = c.Build(t.Context(), client.SolveOpt{
+			LocalMounts: map[string]fsutil.FS{"context": fs, "dockerfile": fs},
+		}, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
+			start := time.Now()
+			res, err := gc.Solve(ctx, gateway.SolveRequest{
+				Evaluate:    true,
+				Frontend:    "dockerfile.v0",
+				FrontendOpt: map[string]string{"platform": "linux/amd64,linux/amd64/v2,linux/386,linux/arm64"},
+			})
+			returned = time.Now()
+			took = returned.Sub(start)
+			return res, err
+		}, ch)
+		wg.Wait()
+		return took, failed, returned, err
+	}
+
+	_, _, _, err = solve("true") // the files have been copied
+	require.NoError(t, err)
+	took, _, _, err := solve("sleep 1")
+	require.NoError(t, err)
+	t.Logf("four refs of one second each took %s", took)
+	require.Less(t, took, 2500*time.Millisecond, "one after the other they take four seconds")
+
+	took, failed, returned, err := solve(`if [ $TARGETPLATFORM = linux/arm64 ]; then sleep 1; false; else sleep 30; fi`)
+	require.Error(t, err)
+	t.Logf("returned %s after the failure, %s in all", returned.Sub(failed), took)
+	require.False(t, failed.IsZero())
+	require.Less(t, returned.Sub(failed), 2*time.Second)
+	require.Less(t, took, 20*time.Second)
+}

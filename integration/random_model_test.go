@@ -1,0 +1,582 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The model of random graphs. It knows nothing of the solver, only what
+// clients may rely on:
+//
+//   - A need of a step is served by the first build that offers it. Builds that
+//     solved the step lazily and are still active come first, by the order in
+//     which they solved it, then those that are building it.
+//   - What no build offers is missing: a required need fails the step, an
+//     optional one is absent in it.
+//   - What a step saw stays until something without cache runs it again.
+//   - A failure is given to others only as long as a build that met it is active.
+//
+// Where builds end, or solve, while others evaluate, more than one outcome is
+// right, and the model has all of them.
+
+type needKind string
+
+const (
+	secretAsFile needKind = "file"
+	secretAsEnv  needKind = "env"
+	sshAgent     needKind = "ssh"
+)
+
+// missing is what a step sees of an optional need that no build offers.
+const missing = "-"
+
+// need is something that a step takes from a session.
+type need struct {
+	kind     needKind
+	id       string
+	optional bool
+}
+
+// offer is what a build must have for the need.
+func (n need) offer() string {
+	if n.kind == sshAgent {
+		return "ssh"
+	}
+	return n.id
+}
+
+func (n need) String() string {
+	s := string(n.kind) + " " + n.id
+	if n.optional {
+		s += "?"
+	}
+	return s
+}
+
+// randomStep is one step of a build for one platform.
+type randomStep struct {
+	name     string
+	build    *randomBuild
+	platform string
+	inputs   []*randomStep // the first is the root filesystem
+	needs    []need
+	delay    time.Duration
+}
+
+// closure returns the step and all that it depends on, inputs first.
+func (s *randomStep) closure() []*randomStep {
+	var out []*randomStep
+	var walk func(*randomStep)
+	walk = func(s *randomStep) {
+		if slices.Contains(out, s) {
+			return
+		}
+		for _, in := range s.inputs {
+			walk(in)
+		}
+		out = append(out, s)
+	}
+	walk(s)
+	return out
+}
+
+type randomBuild struct {
+	index   int
+	name    string
+	eager   bool
+	noCache string // "", "own" or "all": the steps that run without cache in its definitions
+	offers  map[string]string
+	parents []*randomBuild
+	targets map[string]*randomStep // last step by platform
+}
+
+func (b *randomBuild) ignoresCache(s *randomStep) bool {
+	return b.noCache == "all" || b.noCache == "own" && s.build == b
+}
+
+// steps returns everything that is in the definitions of the build.
+func (b *randomBuild) steps() []*randomStep {
+	var out []*randomStep
+	for _, s := range b.targets {
+		for _, in := range s.closure() {
+			if !slices.Contains(out, in) {
+				out = append(out, in)
+			}
+		}
+	}
+	return out
+}
+
+type opKind string
+
+const (
+	opSolve    opKind = "solve"
+	opEvaluate opKind = "evaluate"
+	opReturn   opKind = "return"
+	opKill     opKind = "kill" // the client of the build goes without a word
+)
+
+// how an evaluation is asked for
+var evaluations = []string{"Evaluate", "ReadFile", "StatFile"}
+
+type randomOp struct {
+	kind     opKind
+	build    *randomBuild
+	platform string        // of opEvaluate
+	how      string        // of opEvaluate
+	after    time.Duration // from the start of the round
+	cancel   time.Duration // of opEvaluate, when it is canceled, or 0
+}
+
+func (op randomOp) String() string {
+	s := fmt.Sprintf("%s %s", op.kind, op.build.name)
+	if op.kind == opEvaluate {
+		s += fmt.Sprintf(" for %s with %s", op.platform, op.how)
+	}
+	if op.after > 0 {
+		s += fmt.Sprintf(" after %s", op.after)
+	}
+	if op.cancel > 0 {
+		s += fmt.Sprintf(", canceled after %s", op.cancel)
+	}
+	return s
+}
+
+// randomGraph is a set of builds that are chained, and what is done with them:
+// rounds of operations that run at once.
+type randomGraph struct {
+	seed      uint64
+	number    int
+	platforms []string
+	builds    []*randomBuild
+	steps     []*randomStep
+	rounds    [][]randomOp
+}
+
+func chance(rnd *rand.Rand, p float64) bool {
+	return rnd.Float64() < p
+}
+
+func pick[T any](rnd *rand.Rand, s []T) T {
+	return s[rnd.IntN(len(s))]
+}
+
+// subset returns each element of s with probability p, and at least one.
+func subset[T any](rnd *rand.Rand, s []T, p float64) []T {
+	var out []T
+	for _, v := range s {
+		if chance(rnd, p) {
+			out = append(out, v)
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, pick(rnd, s))
+	}
+	return out
+}
+
+func millis(rnd *rand.Rand, n int) time.Duration {
+	return time.Duration(rnd.IntN(n)) * time.Millisecond
+}
+
+var (
+	randomPlatforms = []string{"linux/amd64", "linux/arm64", "linux/riscv64"}
+	randomSecrets   = []string{"token", "key", "login"}
+)
+
+// newRandomGraph makes the graph of a number in the series of a seed.
+func newRandomGraph(seed uint64, number int) *randomGraph {
+	rnd := rand.New(rand.NewPCG(seed, uint64(number))) //nolint:gosec // not for secrets
+	g := &randomGraph{seed: seed, number: number, platforms: randomPlatforms[:1+rnd.IntN(len(randomPlatforms))]}
+	n := 2 + min(rnd.IntN(11), rnd.IntN(11))
+	for i := range n {
+		g.addBuild(rnd, i)
+	}
+	g.addRounds(rnd)
+	return g
+}
+
+func (g *randomGraph) addBuild(rnd *rand.Rand, i int) {
+	b := &randomBuild{
+		index:   i,
+		name:    fmt.Sprintf("b%d", i),
+		eager:   chance(rnd, 0.25),
+		offers:  map[string]string{},
+		targets: map[string]*randomStep{},
+	}
+	if chance(rnd, 0.25) {
+		b.noCache = pick(rnd, []string{"own", "all"})
+	}
+	for _, id := range append([]string{"ssh"}, randomSecrets...) {
+		if chance(rnd, 0.4) {
+			b.offers[id] = fmt.Sprintf("%s-of-%s", id, b.name)
+		}
+	}
+	if i > 0 && chance(rnd, 0.9) {
+		b.parents = subset(rnd, g.builds, 1/float64(i))
+		rnd.Shuffle(len(b.parents), func(i, j int) { b.parents[i], b.parents[j] = b.parents[j], b.parents[i] })
+		b.parents = b.parents[:min(len(b.parents), 3)]
+	}
+	for _, platform := range subset(rnd, g.platforms, 0.8) {
+		var inputs []*randomStep
+		for _, p := range b.parents {
+			if s, ok := p.targets[platform]; ok {
+				inputs = append(inputs, s)
+			}
+		}
+		var last *randomStep
+		for k := range 1 + rnd.IntN(2) {
+			last = &randomStep{
+				name:     fmt.Sprintf("%s.%s.%d", b.name, strings.TrimPrefix(platform, "linux/"), k),
+				build:    b,
+				platform: platform,
+				inputs:   inputs,
+				needs:    randomNeeds(rnd, b),
+			}
+			if chance(rnd, 0.3) {
+				last.delay = millis(rnd, 200)
+			}
+			g.steps = append(g.steps, last)
+			inputs = []*randomStep{last}
+		}
+		b.targets[platform] = last
+	}
+	g.builds = append(g.builds, b)
+}
+
+func randomNeeds(rnd *rand.Rand, b *randomBuild) []need {
+	var needs []need
+	for _, id := range subset(rnd, append([]string{"ssh"}, randomSecrets...), 0.4) {
+		n := need{kind: sshAgent, id: "default", optional: chance(rnd, 0.5)}
+		if id != "ssh" {
+			n.kind, n.id = pick(rnd, []needKind{secretAsFile, secretAsEnv}), id
+		}
+		// mostly, a build needs what it has
+		if _, ok := b.offers[id]; !ok && chance(rnd, 0.9) {
+			n.optional = true
+		}
+		needs = append(needs, n)
+	}
+	return needs
+}
+
+// addRounds decides what is done with the builds. Solves are in rounds of
+// their own, so that the order of owners is known but for those of one round.
+func (g *randomGraph) addRounds(rnd *rand.Rand) {
+	order := slices.Clone(g.builds)
+	if chance(rnd, 0.2) { // children solve before their parents
+		rnd.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	}
+	var active []*randomBuild
+	evaluated := map[*randomStep]bool{}
+	evaluate := func() {
+		var round []randomOp
+		for range 1 + rnd.IntN(4) {
+			b := pick(rnd, active)
+			platforms := slices.DeleteFunc(slices.Clone(g.platforms), func(p string) bool { return b.targets[p] == nil })
+			op := randomOp{kind: opEvaluate, build: b, platform: pick(rnd, platforms), how: pick(rnd, evaluations)}
+			if chance(rnd, 0.3) {
+				op.after = millis(rnd, 100)
+			}
+			if chance(rnd, 0.1) {
+				op.cancel = millis(rnd, 300) + time.Millisecond
+			}
+			if b.eager && op.cancel > 0 {
+				op.cancel = 0
+			}
+			evaluated[b.targets[op.platform]] = true
+			round = append(round, op)
+		}
+		if chance(rnd, 0.2) {
+			b := pick(rnd, active)
+			evaluates := slices.ContainsFunc(round, func(op randomOp) bool { return op.build == b })
+			op := randomOp{kind: opReturn, build: b, after: millis(rnd, 150)}
+			if evaluates || chance(rnd, 0.5) {
+				op.kind = opKill
+			}
+			round = append(round, op)
+			active = slices.DeleteFunc(active, func(a *randomBuild) bool { return a == b })
+		}
+		g.rounds = append(g.rounds, round)
+	}
+	end := func() {
+		b := pick(rnd, active)
+		g.rounds = append(g.rounds, []randomOp{{kind: pick(rnd, []opKind{opReturn, opReturn, opKill}), build: b}})
+		active = slices.DeleteFunc(active, func(a *randomBuild) bool { return a == b })
+	}
+	for len(order) > 0 {
+		k := min(len(order), 1+rnd.IntN(3)*rnd.IntN(2))
+		var round []randomOp
+		for _, b := range order[:k] {
+			round = append(round, randomOp{kind: opSolve, build: b})
+			active = append(active, b)
+		}
+		g.rounds = append(g.rounds, round)
+		order = order[k:]
+		if chance(rnd, 0.15) && len(active) > 0 {
+			evaluate()
+		}
+		if chance(rnd, 0.05) && len(active) > 1 {
+			end()
+		}
+	}
+	for i := 0; len(active) > 0 && i < 3*len(g.builds); i++ {
+		if chance(rnd, 0.8) {
+			evaluate()
+		} else {
+			end()
+		}
+	}
+}
+
+// expectation is what the model allows an evaluation to do.
+type expectation struct {
+	mustFail bool
+	mayFail  bool
+	errors   []string // one of them is in the error when mustFail
+}
+
+// stepState is what the model knows about a step.
+type stepState struct {
+	seen     []map[string]bool      // values by need
+	done     bool                   // it has run for sure
+	maybe    bool                   // it may have run
+	poisoned map[*randomBuild]bool  // active builds that may have met its failure
+	loaded   map[*randomBuild]bool  // active builds that are building it
+}
+
+// randomModel follows a graph from round to round.
+type randomModel struct {
+	g      *randomGraph
+	round  int
+	solved map[*randomBuild]int // round in which active builds solved
+	steps  map[*randomStep]*stepState
+	reruns map[*randomStep]bool // steps that may run more than once
+}
+
+func newRandomModel(g *randomGraph) *randomModel {
+	m := &randomModel{g: g, solved: map[*randomBuild]int{}, steps: map[*randomStep]*stepState{}, reruns: map[*randomStep]bool{}}
+	for _, s := range g.steps {
+		st := &stepState{poisoned: map[*randomBuild]bool{}, loaded: map[*randomBuild]bool{}}
+		for range s.needs {
+			st.seen = append(st.seen, map[string]bool{})
+		}
+		m.steps[s] = st
+		m.reruns[s] = slices.ContainsFunc(g.builds, func(b *randomBuild) bool {
+			return b.ignoresCache(s) && slices.Contains(b.steps(), s)
+		}) || slices.ContainsFunc(s.inputs, func(in *randomStep) bool { return m.reruns[in] })
+	}
+	return m
+}
+
+// resolve returns what a need of a step may see now.
+func (m *randomModel) resolve(s *randomStep, n need, leaving, solving map[*randomBuild]bool, building []*randomBuild) map[string]bool {
+	out := map[string]bool{}
+	var owners, builders []*randomBuild
+	for _, b := range m.g.builds {
+		if _, ok := m.solved[b]; !ok || !slices.Contains(b.steps(), s) {
+			continue
+		}
+		if !b.eager {
+			owners = append(owners, b)
+		} else if m.steps[s].loaded[b] || slices.Contains(building, b) {
+			builders = append(builders, b)
+		}
+	}
+	slices.SortStableFunc(owners, func(a, b *randomBuild) int { return m.solved[a] - m.solved[b] })
+	certain := false
+	for i, b := range owners {
+		if certain && m.solved[b] != m.solved[owners[i-1]] {
+			return out
+		}
+		if v, ok := b.offers[n.offer()]; ok {
+			out[v] = true
+			certain = certain || !leaving[b] && !solving[b]
+		}
+	}
+	if certain {
+		return out
+	}
+	for _, b := range builders {
+		if v, ok := b.offers[n.offer()]; ok {
+			out[v] = true
+			certain = certain || !leaving[b] && (m.steps[s].loaded[b] || len(building) == 1)
+		}
+	}
+	if !certain {
+		out[missing] = true
+	}
+	return out
+}
+
+// start begins a round and returns what each of its operations may do.
+func (m *randomModel) start(round []randomOp) []expectation {
+	m.round++
+	leaving, solving := map[*randomBuild]bool{}, map[*randomBuild]bool{}
+	for _, op := range round {
+		switch op.kind {
+		case opSolve:
+			m.solved[op.build] = m.round
+			solving[op.build] = true
+		case opReturn, opKill:
+			leaving[op.build] = true
+		}
+	}
+	building := map[*randomStep][]*randomBuild{}
+	for _, op := range round {
+		for _, s := range op.builds() {
+			building[s] = append(building[s], op.build)
+		}
+	}
+
+	mayFail, mustFail := map[*randomStep]bool{}, map[*randomStep]bool{}
+	for _, s := range m.g.steps {
+		st := m.steps[s]
+		if building[s] == nil || st.done && !m.reruns[s] {
+			continue
+		}
+		possible := true
+		for i, n := range s.needs {
+			values := m.resolve(s, n, leaving, solving, building[s])
+			for v := range values {
+				if v != missing || n.optional {
+					st.seen[i][v] = true
+				}
+			}
+			if values[missing] && !n.optional {
+				mayFail[s] = true
+				possible = possible && len(values) > 1
+			}
+		}
+		if len(st.poisoned) > 0 {
+			mayFail[s] = true
+		}
+		mustFail[s] = !possible && !st.maybe
+		st.maybe = st.maybe || possible
+	}
+
+	out := make([]expectation, len(round))
+	for i, op := range round {
+		e := &out[i]
+		for _, s := range op.builds() {
+			e.mayFail = e.mayFail || mayFail[s]
+			e.mustFail = e.mustFail || mustFail[s]
+			if mayFail[s] {
+				for _, n := range s.needs {
+					e.errors = append(e.errors, n.id)
+				}
+			}
+		}
+		if op.cancel > 0 || leaving[op.build] {
+			e.mayFail, e.mustFail = true, false
+		}
+		if e.mustFail {
+			e.mayFail = true
+		}
+	}
+	// whoever may have met a failure keeps it until it ends
+	for s := range mayFail {
+		for _, b := range building[s] {
+			m.steps[s].poisoned[b] = true
+		}
+	}
+	for s, builds := range building {
+		for _, b := range builds {
+			m.steps[s].loaded[b] = true
+		}
+	}
+	return out
+}
+
+// finish ends a round with what happened.
+func (m *randomModel) finish(round []randomOp, succeeded []bool) {
+	for i, op := range round {
+		if succeeded[i] {
+			for _, s := range op.builds() {
+				m.steps[s].done = true
+			}
+		}
+	}
+	for _, op := range round {
+		if op.kind == opReturn || op.kind == opKill {
+			m.end(op.build)
+		}
+	}
+}
+
+// end forgets a build that is not active any more.
+func (m *randomModel) end(b *randomBuild) {
+	delete(m.solved, b)
+	for _, st := range m.steps {
+		delete(st.poisoned, b)
+		delete(st.loaded, b)
+	}
+}
+
+// builds returns the steps that the operation builds, inputs first.
+func (op randomOp) builds() []*randomStep {
+	switch {
+	case op.kind == opEvaluate && op.build.targets[op.platform] != nil:
+		return op.build.targets[op.platform].closure()
+	case op.kind == opSolve && op.build.eager:
+		return op.build.steps()
+	}
+	return nil
+}
+
+// dot draws the graph, for Graphviz.
+func (g *randomGraph) dot(m *randomModel, failure string) string {
+	var sb strings.Builder
+	fmt.Fprintf(&sb, "// -seed %d -graph %d\n", g.seed, g.number)
+	fmt.Fprintf(&sb, "digraph {\n  rankdir=BT\n  node [shape=box, fontname=monospace]\n  label=%q\n", failure)
+	for _, b := range g.builds {
+		kind := "lazy"
+		if b.eager {
+			kind = "eager"
+		}
+		var offers []string
+		for _, id := range append([]string{"ssh"}, randomSecrets...) {
+			if v, ok := b.offers[id]; ok {
+				offers = append(offers, v)
+			}
+		}
+		fmt.Fprintf(&sb, "  subgraph cluster_%s {\n    label=%q\n", b.name, fmt.Sprintf("%s %s no-cache=%q offers %s", b.name, kind, b.noCache, strings.Join(offers, " ")))
+		for _, s := range g.steps {
+			if s.build != b {
+				continue
+			}
+			label := s.name
+			for i, n := range s.needs {
+				label += fmt.Sprintf("\n%s: %s", n, strings.Join(sortedKeys(m.steps[s].seen[i]), " or "))
+			}
+			fmt.Fprintf(&sb, "    %q [label=%q]\n", s.name, label)
+		}
+		sb.WriteString("  }\n")
+		for _, s := range g.steps {
+			if s.build == b {
+				for _, in := range s.inputs {
+					fmt.Fprintf(&sb, "  %q -> %q\n", s.name, in.name)
+				}
+			}
+		}
+	}
+	sb.WriteString("}\n")
+	for i, round := range g.rounds {
+		for _, op := range round {
+			fmt.Fprintf(&sb, "// round %d: %s\n", i+1, op)
+		}
+	}
+	return sb.String()
+}
+
+func sortedKeys(m map[string]bool) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,85 @@
+package testbed
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/pkg/errors"
+	"golang.org/x/crypto/ssh/agent"
+)
+
+// NamedAgent is an SSH agent in this process, whose only key has a name as its
+// comment. FirstKey is the command that prints it.
+type NamedAgent struct {
+	Socket string
+
+	listener net.Listener
+	dir      string
+	wg       sync.WaitGroup
+}
+
+// StartNamedAgent starts an agent. It must be closed.
+func StartNamedAgent(name string) (_ *NamedAgent, retErr error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	keyring := agent.NewKeyring()
+	if err := keyring.Add(agent.AddedKey{PrivateKey: key, Comment: name}); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	dir, err := os.MkdirTemp("", "graphload-agent-")
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	a := &NamedAgent{Socket: filepath.Join(dir, "agent.sock"), dir: dir}
+	if a.listener, err = net.Listen("unix", a.Socket); err != nil { //nolint:noctx // does not block
+		os.RemoveAll(dir)
+		return nil, errors.WithStack(err)
+	}
+	a.wg.Go(func() {
+		for {
+			conn, err := a.listener.Accept()
+			if err != nil {
+				return
+			}
+			a.wg.Go(func() {
+				defer conn.Close()
+				agent.ServeAgent(keyring, conn)
+			})
+		}
+	})
+	return a, nil
+}
+
+// Close ends the agent when its clients are gone, as they are when the daemon
+// does not forward it any more.
+func (a *NamedAgent) Close() error {
+	err := a.listener.Close()
+	a.wg.Wait()
+	if rmErr := os.RemoveAll(a.dir); err == nil {
+		err = rmErr
+	}
+	return errors.WithStack(err)
+}
+
+// AddFirstKey adds the command firstkey to a root filesystem.
+func AddFirstKey(ctx context.Context, rootfs string) error {
+	root, err := upstream.Root()
+	if err != nil {
+		return err
+	}
+	out := filepath.Join(rootfs, "bin", "firstkey")
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", out, "./integration/testbed/firstkey")
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
+	_, err = output(cmd)
+	return err
+}

@@ -1,0 +1,143 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/util/apicaps"
+	"github.com/pkg/errors"
+	"github.com/tonistiigi/fsutil"
+	"golang.org/x/sync/errgroup"
+)
+
+// CapSolveLoad is the capability of a daemon that loads lazy solves.
+const CapSolveLoad apicaps.CapID = "gateway.solve.load"
+
+// Graph is a set of targets that are chained on each other. Each is a build
+// with a session of its own, does one second of work that needs its secret and
+// not the results of the others, and then takes what the targets it is chained
+// on have made.
+type Graph struct {
+	Name    string
+	Targets [][]int // for each target those it is chained on, which come before it
+}
+
+// Graphs are those of the comparison.
+var Graphs = []Graph{
+	{Name: "chain of five", Targets: [][]int{nil, {0}, {1}, {2}, {3}}},
+	{Name: "diamond of six", Targets: [][]int{nil, {0}, {0}, {0}, {0}, {1, 2, 3, 4}}},
+}
+
+// Client evaluates the targets of a graph and returns how long that took. An
+// ordered client evaluates a target when those it is chained on are done, as
+// clients have to with a daemon that does not load lazy solves; otherwise all
+// are evaluated when they have been solved.
+func (g Graph) Client(ctx context.Context, c *client.Client, ordered bool) (time.Duration, error) {
+	dir, err := os.MkdirTemp("", "graphload-clients-")
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := testbed.WriteRootfs(dir); err != nil {
+		return 0, err
+	}
+	rootfs, err := fsutil.NewFS(dir)
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+
+	n := len(g.Targets)
+	states := make([]llb.State, n)
+	solved, done := make([]chan struct{}, n), make([]chan struct{}, n)
+	for i := range n {
+		solved[i], done[i] = make(chan struct{}), make(chan struct{})
+	}
+
+	start := time.Now()
+	eg, ctx := errgroup.WithContext(ctx)
+	for i, deps := range g.Targets {
+		eg.Go(func() error {
+			secret := identity.NewID()
+			_, err := c.Build(ctx, client.SolveOpt{
+				LocalMounts: map[string]fsutil.FS{"rootfs": rootfs},
+				Session:     []session.Attachable{secretsprovider.FromMap(map[string][]byte{"token": []byte(secret)})},
+			}, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
+				if caps := gc.BuildOpts().Caps; !ordered && !caps.Contains(CapSolveLoad) {
+					return nil, errors.Errorf("the daemon has no %s", CapSolveLoad)
+				}
+				for _, dep := range deps {
+					if err := wait(ctx, solved[dep]); err != nil {
+						return nil, err
+					}
+				}
+				states[i] = target(i, secret, deps, states)
+				def, err := states[i].Marshal(ctx, llb.LocalUniqueID("clients"))
+				if err != nil {
+					return nil, err
+				}
+				res, err := gc.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB()})
+				if err != nil {
+					return nil, err
+				}
+				close(solved[i])
+				if ordered {
+					for _, dep := range deps {
+						if err := wait(ctx, done[dep]); err != nil {
+							return nil, err
+						}
+					}
+				}
+				ref, err := res.SingleRef()
+				if err != nil {
+					return nil, err
+				}
+				if err := ref.Evaluate(ctx); err != nil {
+					return nil, errors.Wrapf(err, "target %d", i)
+				}
+				close(done[i])
+				for _, ch := range done {
+					if err := wait(ctx, ch); err != nil {
+						return nil, err
+					}
+				}
+				return gateway.NewResult(), nil
+			}, nil)
+			return err
+		})
+	}
+	err = eg.Wait()
+	return time.Since(start), err
+}
+
+func wait(ctx context.Context, ch chan struct{}) error {
+	select {
+	case <-ch:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// target is the work of a target: a step of a second that passes only with the
+// secret of this target, and the results of others copied to it.
+func target(i int, secret string, deps []int, states []llb.State) llb.State {
+	root := llb.Local("rootfs", llb.SharedKeyHint("clients"))
+	st := llb.Scratch().File(llb.Copy(root, "/", "/")).Run(
+		llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf(`test "$(cat /run/secrets/token)" = %s && sleep 1 && echo %d > /target%d`, secret, i, i)}),
+		llb.AddSecret("/run/secrets/token", llb.SecretID("token")),
+	).Root()
+	for _, dep := range deps {
+		name := fmt.Sprintf("/target%d", dep)
+		st = st.File(llb.Copy(states[dep], name, name))
+	}
+	return st
+}
