@@ -90,22 +90,19 @@ type ownerIndex struct {
 	mergedFrom map[digest.Digest][]digest.Digest
 }
 
-// register makes j an owner of v and all its ancestors. Ancestors of vertices
-// that j already owns are not visited.
-func (o *ownerIndex) register(ctx context.Context, j *Job, v Vertex) error {
-	caches := v.Options().CacheSources
-	missing := o.missing(j, v, caches)
-	if len(missing) == 0 {
+// register makes j an owner of the vertices, given with inputs first, and
+// provides them with caches.
+func (o *ownerIndex) register(ctx context.Context, j *Job, vertices []digest.Digest, caches []CacheManager) error {
+	if len(vertices) == 0 {
 		return nil
 	}
-
 	o.mu.Lock()
 	o.seq++
 	reg := &registration{job: j, seq: o.seq, caches: caches}
 	o.mu.Unlock()
 	reg.alone[0] = reg
 
-	for batch := range slices.Chunk(missing, registerBatch) {
+	for batch := range slices.Chunk(vertices, registerBatch) {
 		if err := ctx.Err(); err != nil {
 			return errors.WithStack(context.Cause(ctx))
 		}
@@ -132,7 +129,7 @@ func (o *ownerIndex) addBatch(reg *registration, batch []digest.Digest) error {
 }
 
 // missing returns the vertices of the graph of v that j does not own, inputs
-// first.
+// first. Ancestors of a vertex that j owns are not visited.
 func (o *ownerIndex) missing(j *Job, v Vertex, caches []CacheManager) []digest.Digest {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
@@ -316,7 +313,15 @@ func (o *ownerIndex) keep(st *state) bool {
 //
 // Returns ErrJobDiscarded when the job has already ended.
 func (j *Job) Register(ctx context.Context, e Edge) error {
-	return j.list.owners.register(ctx, j, e.Vertex)
+	o := &j.list.owners
+	caches := e.Vertex.Options().CacheSources
+	return o.register(ctx, j, o.missing(j, e.Vertex, caches), caches)
+}
+
+// RegisterDigests is Register for vertices that have not been loaded. They are
+// given by LLB digest, each after its inputs and all inputs included.
+func (j *Job) RegisterDigests(ctx context.Context, vertices []digest.Digest) error {
+	return j.list.owners.register(ctx, j, vertices, nil)
 }
 
 // Discard ends the job: what it registered is released together with what it

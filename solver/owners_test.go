@@ -121,6 +121,30 @@ func TestRegisterLendsSession(t *testing.T) {
 	requireEmpty(t, s)
 }
 
+func TestRegisterDigests(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	in := newVtxSession(vtxOpt{name: "in"})
+	v := newVtxSession(vtxOpt{name: "v", inputs: []Edge{{Vertex: in}}})
+
+	byDigest := newTestJob(t, s, "digests")
+	require.NoError(t, byDigest.RegisterDigests(t.Context(), nil))
+	require.NoError(t, byDigest.RegisterDigests(t.Context(), []digest.Digest{in.Digest(), v.Digest()}))
+	byEdge := newTestJob(t, s, "edge")
+	require.NoError(t, byEdge.Register(t.Context(), Edge{Vertex: v}))
+	require.NoError(t, byEdge.RegisterDigests(t.Context(), []digest.Digest{in.Digest(), v.Digest()}))
+
+	child := newTestJob(t, s, "child")
+	require.NoError(t, buildVertex(t, child, v))
+	require.Equal(t, [][]string{{"digests", "edge", "child"}}, in.execs())
+	require.Equal(t, [][]string{{"digests", "edge", "child"}}, v.execs())
+	for _, j := range []*Job{child, byEdge, byDigest} {
+		require.NoError(t, j.Discard())
+	}
+	requireEmpty(t, s)
+	require.ErrorIs(t, byDigest.RegisterDigests(t.Context(), []digest.Digest{v.Digest()}), ErrJobDiscarded)
+}
+
 func TestRegisterKeepsResults(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -598,7 +622,7 @@ func TestOwnerIndexRace(t *testing.T) {
 				for range 2 {
 					v := vs[rnd.IntN(len(vs))]
 					inner.Go(func() error {
-						if err := o.register(context.Background(), j, v); !errors.Is(err, ErrJobDiscarded) {
+						if err := o.register(context.Background(), j, o.missing(j, v, nil), nil); !errors.Is(err, ErrJobDiscarded) {
 							return err
 						}
 						return nil

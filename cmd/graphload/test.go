@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,20 +16,12 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// treeTests are the packages of the assembled tree that are tested: those with
-// added files, with all of their own tests. Tests that need the images of
-// BuildKit's integration harness skip themselves with -short.
-var treeTests = []struct {
-	packages []string
-	args     []string
-}{
-	{
-		packages: []string{
-			"./solver", "./solver/llbsolver/...", "./session/...", "./frontend/gateway/client", "./frontend/gateway/pb",
-			"./util/graphload/...", "./util/resolver/...",
-		},
-		args: []string{"-race", "-short"},
-	},
+// treePackages are the packages of the assembled tree that are tested: those
+// with added files, and those below them. The tests of package client need the
+// images of BuildKit's integration harness.
+var treePackages = []string{
+	"./solver", "./solver/llbsolver/...", "./solver/pb", "./session/...", "./frontend/gateway/client", "./frontend/gateway/pb",
+	"./util/graphload/...", "./util/resolver/...",
 }
 
 func testCommand() *cli.Command {
@@ -46,10 +41,8 @@ func testCommand() *cli.Command {
 				return err
 			}
 			var failed []string
-			for _, tt := range treeTests {
-				if err := goTest(ctx, t.Dir, append(tt.args, tt.packages...)...); err != nil {
-					failed = append(failed, strings.Join(tt.packages, " "))
-				}
+			if err := treeTests(ctx, t); err != nil {
+				failed = append(failed, err.Error())
 			}
 			if !cmd.Bool("tree-only") {
 				if err := repositoryTests(ctx, opt); err != nil {
@@ -62,6 +55,40 @@ func testCommand() *cli.Command {
 			return nil
 		},
 	}
+}
+
+// treeTests runs the added tests with the race detector, and then all tests of
+// the packages without it, because the scheduler of upstream has data races of
+// its own that some of upstream's tests run into.
+func treeTests(ctx context.Context, t *assemble.Tree) error {
+	added, err := addedTests(t)
+	if err != nil {
+		return err
+	}
+	raceErr := goTest(ctx, t.Dir, append([]string{"-race", "-short", "-timeout", "30m", "-run", "^(" + strings.Join(added, "|") + ")$"}, treePackages...)...)
+	if err := goTest(ctx, t.Dir, append([]string{"-short"}, treePackages...)...); err != nil {
+		return err
+	}
+	return raceErr
+}
+
+// addedTests returns the names of the tests and fuzz targets in added files.
+func addedTests(t *assemble.Tree) (names []string, _ error) {
+	for _, rel := range t.Added {
+		if !strings.HasSuffix(rel, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(t.Root, rel), nil, parser.SkipObjectResolution)
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		for _, d := range f.Decls {
+			if fd, ok := d.(*ast.FuncDecl); ok && fd.Recv == nil && (strings.HasPrefix(fd.Name.Name, "Test") || strings.HasPrefix(fd.Name.Name, "Fuzz")) {
+				names = append(names, fd.Name.Name)
+			}
+		}
+	}
+	return names, nil
 }
 
 // repositoryTests runs the tests of the repository itself, the end-to-end ones

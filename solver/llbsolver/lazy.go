@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/util/flightcontrol"
 	"github.com/moby/buildkit/util/graphload"
 	"github.com/moby/buildkit/worker"
+	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -28,15 +29,17 @@ type loadedDefinition struct {
 // the state of their parent, and it is built at once.
 type registrar interface {
 	Register(context.Context, solver.Edge) error
+	RegisterDigests(context.Context, []digest.Digest) error
 }
 
 // lazyDefinition loads the definition of a ref at most once.
 type lazyDefinition struct {
-	g    flightcontrol.Group[*loadedDefinition]
-	mu   sync.Mutex // protects done, def, err
-	done bool
-	def  *loadedDefinition
-	err  error
+	g          flightcontrol.Group[*loadedDefinition]
+	mu         sync.Mutex // protects the rest
+	registered bool
+	done       bool
+	def        *loadedDefinition
+	err        error
 }
 
 // Solve solves req and makes the build an owner of the result unless it is
@@ -104,12 +107,19 @@ func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 	})
 }
 
-// register makes the build the owner of the definition of the ref. A
-// definition that cannot be loaded does not fail a lazy solve: the error waits
+// register makes the build the owner of the definition of the ref. The
+// definition is loaded for that only if its digests, its cache imports or its
+// policy need it; otherwise that is left to the evaluation. A definition that cannot be loaded does not fail a lazy solve: the error waits
 // for the evaluation.
 func (rp *resultProxy) register(ctx context.Context) {
 	r, ok := rp.b.builder.(registrar)
 	if !ok || !rp.claim() {
+		return
+	}
+	if dgsts, ok := rp.b.vertexDigests(&rp.req); ok {
+		if err := r.RegisterDigests(ctx, dgsts); err != nil {
+			bklog.G(ctx).WithError(err).Debugf("lazy solve %s not registered", rp.id)
+		}
 		return
 	}
 	def, err := rp.load(ctx)
@@ -122,12 +132,14 @@ func (rp *resultProxy) register(ctx context.Context) {
 	}
 }
 
-// claim reports if nobody has loaded the definition yet. A nested frontend has
-// registered its refs before they are returned here again.
+// claim reports if the ref has been neither registered nor evaluated yet. A
+// nested frontend has registered its refs before they are returned here again.
 func (rp *resultProxy) claim() bool {
 	rp.lazy.mu.Lock()
 	defer rp.lazy.mu.Unlock()
-	return !rp.lazy.done
+	claimed := !rp.lazy.done && !rp.lazy.registered
+	rp.lazy.registered = true
+	return claimed
 }
 
 // evaluate loads the definition of the ref, if that has not been done, and
