@@ -43,7 +43,7 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil {
+		if context.Cause(ctx) != nil {
 			return errors.Wrap(context.Cause(ctx), err.Error())
 		}
 		failed = append(failed, err)
@@ -55,7 +55,7 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 func (sm *Manager) connected(ctx context.Context, id string, deadline time.Time) (Caller, error) {
 	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errors.WithStack(context.DeadlineExceeded))
 	defer cancel()
-	if ctx.Err() != nil {
+	if context.Cause(ctx) != nil {
 		// the time is up, take the session only if it is there
 		c, err := sm.Get(context.WithoutCancel(ctx), id, true)
 		if cl, ok := c.(*client); err == nil && ok && cl != nil && !cl.closed() {

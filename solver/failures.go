@@ -27,7 +27,7 @@ func newEdge(ed Edge, op activeOp, index *edgeIndex) *edge {
 }
 
 func (op *observedOp) observe(ctx context.Context, err error) {
-	if err == nil || ctx.Err() != nil && errdefs.IsCanceled(ctx, err) {
+	if err == nil || context.Cause(ctx) != nil && errdefs.IsCanceled(ctx, err) {
 		return
 	}
 	op.failed.Store(true)

@@ -103,8 +103,8 @@ func (o *ownerIndex) register(ctx context.Context, j *Job, vertices []digest.Dig
 	reg.alone[0] = reg
 
 	for batch := range slices.Chunk(vertices, registerBatch) {
-		if err := ctx.Err(); err != nil {
-			return errors.WithStack(context.Cause(ctx))
+		if err := context.Cause(ctx); err != nil {
+			return errors.WithStack(err)
 		}
 		if err := o.addBatch(reg, batch); err != nil {
 			return err

@@ -105,9 +105,7 @@ func modelGraph(rnd *rand.Rand, n int, merges bool) (m *ownersModel, vertices [2
 	m = &ownersModel{}
 	for i := range n {
 		mv := &modelVertex{}
-		for _, in := range rnd.Perm(i)[:min(i, rnd.IntN(3))] {
-			mv.inputs = append(mv.inputs, in)
-		}
+		mv.inputs = append(mv.inputs, rnd.Perm(i)[:min(i, rnd.IntN(3))]...)
 		m.vertices = append(m.vertices, mv)
 		seed := fmt.Sprintf("seed%d", i)
 		if merges {

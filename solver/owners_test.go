@@ -622,7 +622,7 @@ func TestOwnerIndexRace(t *testing.T) {
 				for range 2 {
 					v := vs[rnd.IntN(len(vs))]
 					inner.Go(func() error {
-						if err := o.register(context.Background(), j, o.missing(j, v, nil), nil); !errors.Is(err, ErrJobDiscarded) {
+						if err := o.register(t.Context(), j, o.missing(j, v, nil), nil); !errors.Is(err, ErrJobDiscarded) {
 							return err
 						}
 						return nil

@@ -56,6 +56,7 @@ func lintCommand() *cli.Command {
 			if err := os.WriteFile(patch, dt, 0o644); err != nil {
 				return errors.WithStack(err)
 			}
+			var failed error
 			for dir, args := range map[string][]string{
 				t.Dir:  {"run", "--modules-download-mode=mod", "--new-from-patch", patch, "./solver/...", "./session/...", "./frontend/gateway/...", "./util/graphload/...", "./util/resolver/...", "./client", "./cmd/buildkitd"},
 				t.Root: {"run", "./..."},
@@ -65,10 +66,10 @@ func lintCommand() *cli.Command {
 				run.Dir = dir
 				run.Stdout, run.Stderr = os.Stdout, os.Stderr
 				if err := run.Run(); err != nil {
-					return errors.Wrapf(err, "golangci-lint in %s", dir)
+					failed = errors.Wrapf(err, "golangci-lint in %s", dir)
 				}
 			}
-			return nil
+			return failed
 		},
 	}
 }

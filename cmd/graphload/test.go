@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -103,7 +104,20 @@ func repositoryTests(ctx context.Context, opt assemble.Options) error {
 			return err
 		}
 	}
-	return goTest(ctx, opt.Root, "-timeout", "40m", "./...")
+	if err := goTest(ctx, opt.Root, "-timeout", "40m", "./..."); err != nil {
+		return err
+	}
+	return embedTest(ctx, opt)
+}
+
+// embedTest tests the example, a module of its own that requires the default
+// release.
+func embedTest(ctx context.Context, opt assemble.Options) error {
+	def, err := upstream.DefaultVersion(opt.Root)
+	if err != nil || opt.Version != def {
+		return err
+	}
+	return goTest(ctx, filepath.Join(opt.Root, "examples", "embed"), "./...")
 }
 
 func goTest(ctx context.Context, dir string, args ...string) error {

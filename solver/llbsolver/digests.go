@@ -1,8 +1,12 @@
 package llbsolver
 
 import (
+	"bytes"
+	"context"
+
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/sourcepolicy"
 	digest "github.com/opencontainers/go-digest"
 )
 
@@ -12,7 +16,7 @@ import (
 // they are encoded as the daemon would do it, and no policy, proxy or
 // normalization changes their ops. ok is false when that does not hold or
 // cannot be told, and when loading itself is needed.
-func (b *llbBridge) vertexDigests(req *frontend.SolveRequest) (_ []digest.Digest, ok bool) {
+func (b *llbBridge) vertexDigests(ctx context.Context, req *frontend.SolveRequest) (_ []digest.Digest, ok bool) {
 	if b.proxyNetwork || len(req.CacheImports) > 0 || b.hasSourcePolicy(req) {
 		return nil, false
 	}
@@ -24,7 +28,7 @@ func (b *llbBridge) vertexDigests(req *frontend.SolveRequest) (_ []digest.Digest
 	out := make([]digest.Digest, 0, len(def)-1)
 	for i, dt := range def {
 		hdr, canonical := pb.ReadOpHeader(dt)
-		if !canonical || hdr.Source && !b.isNormalizedSource(dt) {
+		if !canonical || hdr.Source && !b.keepsSource(ctx, dt) {
 			return nil, false
 		}
 		for _, in := range hdr.Inputs {
@@ -53,15 +57,16 @@ func (b *llbBridge) hasSourcePolicy(req *frontend.SolveRequest) bool {
 	return err != nil || sid != ""
 }
 
-// isNormalizedSource reports if loading keeps a source op as it is.
-func (b *llbBridge) isNormalizedSource(dt []byte) bool {
+// keepsSource reports if loading a source op without any policy keeps it as it
+// is, and does not normalize its identifier for example.
+func (b *llbBridge) keepsSource(ctx context.Context, dt []byte) bool {
 	var op pb.Op
 	if err := op.Unmarshal(dt); err != nil {
 		return false
 	}
-	if _, isBundle, err := gitBundleSourceOp(&op); err != nil || isBundle {
+	if _, err := b.policy(sourcepolicy.NewEngine(nil)).Evaluate(ctx, &op); err != nil {
 		return false
 	}
-	w, err := b.resolveWorker()
-	return err == nil && normalizedSourceIdentifier(w, op.GetSource()) == op.GetSource().Identifier
+	loaded, err := op.Marshal()
+	return err == nil && bytes.Equal(loaded, dt)
 }

@@ -93,7 +93,7 @@ func TestVertexDigests(t *testing.T) {
 			continue
 		}
 		req := &frontend.SolveRequest{Definition: def.ToPB()}
-		got, ok := br.vertexDigests(req)
+		got, ok := br.vertexDigests(t.Context(), req)
 		if !ok {
 			continue
 		}
@@ -124,7 +124,7 @@ func TestVertexDigestsNeedLoad(t *testing.T) {
 	valid := func() *frontend.SolveRequest {
 		return &frontend.SolveRequest{Definition: marshal(t, st)}
 	}
-	_, ok := br.vertexDigests(valid())
+	_, ok := br.vertexDigests(t.Context(), valid())
 	require.True(t, ok)
 
 	// an empty string that the client wrote and the daemon would not
@@ -143,21 +143,21 @@ func TestVertexDigestsNeedLoad(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			req := valid()
 			change(req)
-			_, ok := br.vertexDigests(req)
+			_, ok := br.vertexDigests(t.Context(), req)
 			require.False(t, ok)
 		})
 	}
 
 	j, withPolicy := b.job("policy")
 	j.SetValue(keySourcePolicySession, "session")
-	_, ok = withPolicy.vertexDigests(valid())
+	_, ok = withPolicy.vertexDigests(t.Context(), valid())
 	require.False(t, ok, "the policy of a client may change sources")
 	j, withPolicy = b.job("rules")
 	j.SetValue(keySourcePolicy, &spb.Policy{Rules: []*spb.Rule{{}}})
-	_, ok = withPolicy.vertexDigests(valid())
+	_, ok = withPolicy.vertexDigests(t.Context(), valid())
 	require.False(t, ok)
 	br.proxyNetwork = true
-	_, ok = br.vertexDigests(valid())
+	_, ok = br.vertexDigests(t.Context(), valid())
 	require.False(t, ok, "the proxy network is part of digests")
 }
 

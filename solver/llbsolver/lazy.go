@@ -99,7 +99,7 @@ func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 			return ld.def, ld.err
 		}
 		def, err := rp.b.loadDefinition(ctx, rp.req.Definition, rp.req.CacheImports, rp.req.SourcePolicies)
-		if err != nil && ctx.Err() != nil && errdefs.IsCanceled(ctx, err) {
+		if err != nil && context.Cause(ctx) != nil && errdefs.IsCanceled(ctx, err) {
 			return nil, err
 		}
 		ld.done, ld.def, ld.err = true, def, err
@@ -116,7 +116,7 @@ func (rp *resultProxy) register(ctx context.Context) {
 	if !ok || !rp.claim() {
 		return
 	}
-	if dgsts, ok := rp.b.vertexDigests(&rp.req); ok {
+	if dgsts, ok := rp.b.vertexDigests(ctx, &rp.req); ok {
 		if err := r.RegisterDigests(ctx, dgsts); err != nil {
 			bklog.G(ctx).WithError(err).Debugf("lazy solve %s not registered", rp.id)
 		}

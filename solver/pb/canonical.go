@@ -281,7 +281,7 @@ func canonicalScalar(kind protoreflect.Kind, dt []byte) (zero bool, n int) {
 	case protoreflect.Uint32Kind, protoreflect.Sint32Kind:
 		fits = v <= math.MaxUint32
 	case protoreflect.Int32Kind, protoreflect.EnumKind:
-		fits = int64(int32(v)) == int64(v) //nolint:gosec // the truncation is what is asked about
+		fits = int64(int32(v)) == int64(v)
 	}
 	if !fits {
 		return false, -1

@@ -57,13 +57,13 @@ func randomScalar(rnd *rand.Rand, fd protoreflect.FieldDescriptor) protoreflect.
 	case protoreflect.EnumKind:
 		return protoreflect.ValueOfEnum(protoreflect.EnumNumber(n))
 	case protoreflect.Int32Kind:
-		return protoreflect.ValueOfInt32(int32(n)) //nolint:gosec // small
+		return protoreflect.ValueOfInt32(int32(n))
 	case protoreflect.Int64Kind:
 		return protoreflect.ValueOfInt64(n << rnd.IntN(40))
 	case protoreflect.Uint32Kind:
-		return protoreflect.ValueOfUint32(uint32(n)) //nolint:gosec // wraps around on purpose
+		return protoreflect.ValueOfUint32(uint32(n))
 	case protoreflect.Uint64Kind:
-		return protoreflect.ValueOfUint64(uint64(n)) //nolint:gosec // wraps around on purpose
+		return protoreflect.ValueOfUint64(uint64(n))
 	case protoreflect.StringKind:
 		return protoreflect.ValueOfString(s)
 	case protoreflect.BytesKind:

@@ -24,7 +24,7 @@ func TestCapGatewaySolveLoad(t *testing.T) {
 	require.Error(t, others.Supports(CapGatewaySolveLoad), "a daemon that does not list it does not have it")
 
 	// switched off: the environment is read when the process starts
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCapGatewaySolveLoad$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCapGatewaySolveLoad$", "-test.v") //nolint:gosec // this test itself
 	cmd.Env = append(os.Environ(), graphload.EnvVar+"=0")
 	dt, err := cmd.CombinedOutput()
 	require.NoError(t, err, string(dt))

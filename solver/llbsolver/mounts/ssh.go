@@ -21,7 +21,7 @@ func (mm *MountManager) getSSHMountable(ctx context.Context, m *pb.Mount, g sess
 	required := m.CloneVT()
 	required.SSHOpt.Optional = false
 	mnt, err := mm.firstSSHMountable(ctx, required, g)
-	if err != nil && ctx.Err() == nil && !session.IsUnreachable(err) {
+	if err != nil && context.Cause(ctx) == nil && !session.IsUnreachable(err) {
 		return nil, nil
 	}
 	return mnt, err

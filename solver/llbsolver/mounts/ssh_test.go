@@ -122,12 +122,9 @@ func TestSecretOfOwner(t *testing.T) {
 	require.NoError(t, err)
 	mm := NewMountManager("test", noIDMap{}, sm)
 
-	store := func(m map[string][]byte) session.Attachable {
-		return secretsprovider.FromMap(m)
-	}
 	none := runSession(t, sm)
-	base := runSession(t, sm, store(map[string][]byte{"token": []byte("base"), "base": []byte("1")}))
-	child := runSession(t, sm, store(map[string][]byte{"token": []byte("child"), "child": []byte("1")}))
+	base := runSession(t, sm, secretsprovider.FromMap(map[string][]byte{"token": []byte("base"), "base": []byte("1")}))
+	child := runSession(t, sm, secretsprovider.FromMap(map[string][]byte{"token": []byte("child"), "child": []byte("1")}))
 
 	get := func(id string, optional bool, group ...string) (string, error) {
 		m := &pb.Mount{MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: id, Optional: optional}}
