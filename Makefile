@@ -1,7 +1,7 @@
 # Every target is one command of cmd/graphload, which explains itself with --help.
 GRAPHLOAD = go run ./cmd/graphload
 
-.PHONY: tree build pristine patch seams demo test lint bench clients
+.PHONY: tree build pristine patch seams demo test lint bench clients conformance releases series integration soak
 
 tree:
 	$(GRAPHLOAD) tree
@@ -32,3 +32,18 @@ bench:
 
 clients:
 	$(GRAPHLOAD) clients
+
+conformance:
+	$(GRAPHLOAD) conformance $(if $(RACE),--race --suite client)
+
+releases:
+	$(GRAPHLOAD) releases
+
+series:
+	$(GRAPHLOAD) patch --series build/series --check
+
+integration:
+	$(GRAPHLOAD) integration
+
+soak:
+	$(GRAPHLOAD) soak

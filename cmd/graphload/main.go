@@ -34,10 +34,15 @@ func main() {
 			seamsCommand(),
 			patchCommand(),
 			testCommand(),
+			releasesCommand(),
+			upgradeCommand(),
 			lintCommand(),
 			demoCommand(),
 			benchCommand(),
 			clientsCommand(),
+			conformanceCommand(),
+			integrationCommand(),
+			soakCommand(),
 		},
 	}
 	if err := app.Run(ctx, os.Args); err != nil {

@@ -2,10 +2,15 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/series"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -13,18 +18,30 @@ import (
 func patchCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "patch",
-		Usage: "write the change as a diff that git apply takes on an upstream checkout",
+		Usage: "write the change as a diff that git apply takes on an upstream checkout, or as a series for git am",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "file to write (default: standard output)"},
+			&cli.StringFlag{Name: "series", Usage: "folder for a series of commits, instead of one diff"},
+			&cli.BoolFlag{Name: "check", Usage: "with --series: build every commit and test its packages"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			opt, err := options(cmd)
 			if err != nil {
 				return err
 			}
+			dir, out := cmd.String("series"), cmd.String("output")
+			switch {
+			case dir != "" && out != "":
+				return errors.New("--series and --output exclude each other")
+			case dir == "" && cmd.Bool("check"):
+				return errors.New("--check is for --series")
+			}
 			t, err := assemble.Plan(ctx, opt)
 			if err != nil {
 				return err
+			}
+			if dir != "" {
+				return patchSeries(ctx, t, dir, cmd.Bool("check"))
 			}
 			diffs, err := t.Diff()
 			if err != nil {
@@ -34,15 +51,116 @@ func patchCommand() *cli.Command {
 			for _, d := range diffs {
 				sb.WriteString(d.Unified)
 			}
-			out := cmd.String("output")
 			if out == "" {
 				_, err := os.Stdout.WriteString(sb.String())
 				return errors.WithStack(err)
 			}
-			if err := os.WriteFile(out+".tmp", []byte(sb.String()), 0o644); err != nil {
-				return errors.WithStack(err)
-			}
-			return errors.WithStack(os.Rename(out+".tmp", out))
+			return writeFile(out, []byte(sb.String()))
 		},
 	}
+}
+
+func writeFile(path string, dt []byte) error {
+	if err := os.WriteFile(path+".tmp", dt, 0o644); err != nil {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(os.Rename(path+".tmp", path))
+}
+
+func patchSeries(ctx context.Context, t *assemble.Tree, dir string, check bool) error {
+	author, date, err := committer(ctx, t.Root)
+	if err != nil {
+		return err
+	}
+	patches, err := series.New(t, author, date)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return errors.WithStack(err)
+	}
+	// what an earlier series left would be applied with this one
+	stale, err := filepath.Glob(filepath.Join(dir, "[0-9][0-9][0-9][0-9]-*.patch"))
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	for _, path := range stale {
+		if err := os.Remove(path); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	for _, p := range patches {
+		path := filepath.Join(dir, p.Name)
+		if err := writeFile(path, p.Mail); err != nil {
+			return err
+		}
+		fmt.Println(path)
+	}
+	if check {
+		return checkSeries(ctx, t, patches)
+	}
+	return nil
+}
+
+// committer returns who signs the series off, and when the change was made.
+func committer(ctx context.Context, root string) (series.Person, time.Time, error) {
+	git := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(ctx, "git", args...)
+		cmd.Dir = root
+		dt, err := cmd.Output()
+		return strings.TrimSpace(string(dt)), errors.Wrapf(err, "git %s", strings.Join(args, " "))
+	}
+	var p series.Person
+	var err error
+	if p.Name, err = git("config", "user.name"); err == nil {
+		p.Email, err = git("config", "user.email")
+	}
+	if err != nil || p.Name == "" || p.Email == "" {
+		return p, time.Time{}, errors.New("the series is signed off by whom git config says: set user.name and user.email")
+	}
+	stamp, err := git("log", "-1", "--format=%aI")
+	if err != nil {
+		return p, time.Time{}, err
+	}
+	date, err := time.Parse(time.RFC3339, stamp)
+	return p, date, errors.WithStack(err)
+}
+
+// checkSeries commits one patch after the other, and builds and tests each. The
+// repository stays at one path, so that the build cache serves a second check.
+func checkSeries(ctx context.Context, t *assemble.Tree, patches []series.Patch) error {
+	dir := filepath.Join(t.Root, "build", t.Version+"-series")
+	if err := os.RemoveAll(dir); err != nil {
+		return errors.WithStack(err)
+	}
+	repo, err := series.Import(ctx, dir, t.Upstream.Dir, "BuildKit "+t.Version)
+	if err != nil {
+		return err
+	}
+	for i, p := range patches {
+		if err := repo.Apply(ctx, p); err != nil {
+			return err
+		}
+		progressf("commit %d of %d: %s", i+1, len(patches), p.Title)
+		// client has the tests for the integration harness of upstream: without
+		// daemon and images they skip themselves with -short
+		for _, args := range [][]string{
+			{"build", "-buildvcs=false", "./..."},
+			append([]string{"test", "-buildvcs=false", "-short"}, p.Packages...),
+		} {
+			progressf("go %s", strings.Join(args, " "))
+			cmd := exec.CommandContext(ctx, "go", args...)
+			cmd.Dir = dir
+			cmd.Env = append(os.Environ(), "GOWORK=off")
+			cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+			if err := cmd.Run(); err != nil {
+				return errors.Wrapf(err, "commit %q: go %s", p.Title, args[0])
+			}
+		}
+		if status, err := repo.Git(ctx, nil, "status", "--porcelain"); err != nil || status != "" {
+			return errors.Errorf("commit %q leaves changes behind: %s %v", p.Title, status, err)
+		}
+	}
+	progressf("all %d commits build and pass the tests of their packages", len(patches))
+	return nil
 }

@@ -22,6 +22,7 @@ import (
 // images of BuildKit's integration harness.
 var treePackages = []string{
 	"./solver", "./solver/llbsolver/...", "./solver/pb", "./session/...", "./frontend/gateway/client", "./frontend/gateway/pb",
+	"./frontend/dockerfile/version",
 	"./util/graphload/...", "./util/resolver/...",
 }
 

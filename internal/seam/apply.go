@@ -25,6 +25,11 @@ type Match struct {
 	Line int    // in the original file
 }
 
+// Position is the place as path:line in the module.
+func (m Match) Position() string {
+	return fmt.Sprintf("%s/%s:%d", m.Seam.Package, m.File, m.Line)
+}
+
 // edit replaces the bytes from start to end.
 type edit struct {
 	start, end int
@@ -52,16 +57,9 @@ type pkg struct {
 // found, in the order of seams. A file that would not be formatted as gofmt
 // does is an error, because then a later change of upstream would not be.
 func Apply(name string, files map[string][]byte, seams []*Seam) (map[string][]byte, []Match, error) {
-	p := &pkg{name: name, fset: token.NewFileSet()}
-	for _, fn := range slices.Sorted(maps.Keys(files)) {
-		if !strings.HasSuffix(fn, ".go") || strings.HasSuffix(fn, "_test.go") {
-			continue
-		}
-		f, err := parser.ParseFile(p.fset, fn, files[fn], parser.ParseComments)
-		if err != nil {
-			return nil, nil, errors.Wrapf(err, "failed to parse package %s", name)
-		}
-		p.files = append(p.files, &file{name: fn, src: files[fn], ast: f})
+	p, err := parse(name, files)
+	if err != nil {
+		return nil, nil, err
 	}
 
 	var matches []Match
@@ -85,6 +83,22 @@ func Apply(name string, files map[string][]byte, seams []*Seam) (map[string][]by
 		out[f.name] = dt
 	}
 	return out, matches, nil
+}
+
+// parse reads the files of a package, without its tests.
+func parse(name string, files map[string][]byte) (*pkg, error) {
+	p := &pkg{name: name, fset: token.NewFileSet()}
+	for _, fn := range slices.Sorted(maps.Keys(files)) {
+		if !strings.HasSuffix(fn, ".go") || strings.HasSuffix(fn, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(p.fset, fn, files[fn], parser.ParseComments)
+		if err != nil {
+			return nil, errors.Wrapf(err, "failed to parse package %s", name)
+		}
+		p.files = append(p.files, &file{name: fn, src: files[fn], ast: f})
+	}
+	return p, nil
 }
 
 // apply finds the seam and records its edits.
@@ -495,7 +509,7 @@ func (f *file) dropUnusedImports(dt []byte) ([]byte, error) {
 		dt = slices.Concat(dt[:start], dt[end:])
 		// the group may have been the first, the last or one between, and be
 		// empty now
-		for _, gap := range [][2]string{{"import (\n\n", "import (\n"}, {"\"\n\n)", "\"\n)"}, {"\"\n\n\n", "\"\n\n"}} {
+		for _, gap := range [][2]string{{"import (\n\n", "import (\n"}, {"\"\n\n)", "\"\n)"}, {"\"\n\n\n", "\"\n\n"}, {"import (\n)\n\n", ""}} {
 			dt = bytes.Replace(dt, []byte(gap[0]), []byte(gap[1]), 1)
 		}
 	}

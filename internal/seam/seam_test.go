@@ -3,6 +3,7 @@ package seam
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -195,6 +196,33 @@ func TestApplyDropsFirstImports(t *testing.T) {
 	changed, _, err := Apply("p", map[string][]byte{"p.go": []byte(src)}, []*Seam{{Name: "drop", In: "F", DroppedFor: "f.go"}})
 	require.NoError(t, err)
 	require.Equal(t, "package p\n\nimport (\n\t\"example.com/other\"\n)\n\nfunc G() { other.G() }\n", string(changed["p.go"]))
+}
+
+func TestApplyDropsAllImports(t *testing.T) {
+	t.Parallel()
+	src := "package p\n\nimport (\n\t\"fmt\"\n)\n\ntype T int\n\nfunc F() { fmt.Println() }\n"
+	changed, _, err := Apply("p", map[string][]byte{"p.go": []byte(src)}, []*Seam{{Name: "drop", In: "F", DroppedFor: "f.go"}})
+	require.NoError(t, err)
+	require.Equal(t, "package p\n\ntype T int\n", string(changed["p.go"]))
+}
+
+func TestLocate(t *testing.T) {
+	t.Parallel()
+	places, err := Locate("p", files(gofmtSource), []*Seam{
+		{Name: "held", In: "T.Run", Rename: "run"},
+		{Name: "no declaration", In: "Nothing", Rename: "x"},
+		{Name: "no statement", In: "New", InsertAfter: "x := 1", With: "f()"},
+	})
+	require.NoError(t, err)
+	require.NoError(t, places[0].Err)
+	require.Equal(t, "p.go", places[0].Match.File)
+	require.Equal(t, 34, places[0].Match.Line)
+	require.True(t, strings.HasPrefix(places[0].Declaration, "func (t *T) Run("), places[0].Declaration)
+	require.ErrorContains(t, places[1].Err, "declaration Nothing not found")
+	require.Nil(t, places[1].Match)
+	require.Empty(t, places[1].Declaration)
+	require.ErrorContains(t, places[2].Err, `"statement x := 1" not found`)
+	require.True(t, strings.HasPrefix(places[2].Declaration, "func New("), "the declaration is there to be read")
 }
 
 func TestApplyErrors(t *testing.T) {

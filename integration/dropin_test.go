@@ -1,0 +1,422 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/printer"
+	"go/token"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/moby/buildkit/client"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/apicaps"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	reflection "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
+)
+
+// addedCaps are what a client can see of the change.
+var addedCaps = []apicaps.CapID{"gateway.solve.load"}
+
+// TestDropIn compares the binaries with upstream's. Other than the version, and
+// the capability that tells of the change, nothing may differ.
+func TestDropIn(t *testing.T) {
+	requireTestbed(t)
+	t.Run("help", testDropInHelp)
+	t.Run("config keys", testDropInConfigKeys)
+	t.Run("exit codes", testDropInExitCodes)
+	t.Run("stop", testDropInStop)
+
+	up := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Upstream})
+	gl := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	t.Run("workers", func(t *testing.T) { requireSame(t, up, gl, workers) })
+	t.Run("services", func(t *testing.T) { requireSame(t, up, gl, services) })
+	t.Run("debug endpoints", func(t *testing.T) { requireSame(t, up, gl, debugEndpoints) })
+	t.Run("capabilities", func(t *testing.T) {
+		want, got := capabilities(t, up), capabilities(t, gl)
+		for _, id := range addedCaps {
+			require.NotContains(t, want, string(id))
+			require.Contains(t, got, string(id))
+			delete(got, string(id))
+		}
+		require.Equal(t, want, got)
+	})
+}
+
+// requireSame compares what get says about both daemons.
+func requireSame(t *testing.T, up, gl *testbed.Daemon, get func(*testing.T, *testbed.Daemon) map[string]string) {
+	t.Helper()
+	want, got := get(t, up), get(t, gl)
+	require.NotEmpty(t, want)
+	require.Equal(t, slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got)))
+	for key := range want {
+		require.Equal(t, want[key], got[key], key)
+	}
+}
+
+// versionOf returns the fields of --version: name, package, version, revision.
+func versionOf(t *testing.T, bin string) []string {
+	t.Helper()
+	dt, err := exec.CommandContext(t.Context(), bin, "--version").Output()
+	require.NoError(t, err)
+	fields := strings.Fields(string(dt))
+	require.GreaterOrEqual(t, len(fields), 3, "%s", dt)
+	return fields
+}
+
+var (
+	logTime    = regexp.MustCompile(`time="[^"]*"`)
+	sourceLine = regexp.MustCompile(`\.go:\d+`) // seams move what follows them
+)
+
+// normalize replaces what names the binary or the run.
+func normalize(t *testing.T, bin, out string, temporary ...string) string {
+	t.Helper()
+	version := versionOf(t, bin)[1:]
+	out = strings.ReplaceAll(out, " \n", "\n") // upstream's has no revision
+	out = strings.ReplaceAll(out, strings.Join(version, " "), "<version>")
+	for _, field := range version[1:] {
+		out = strings.ReplaceAll(out, field, "<version>")
+	}
+	for _, s := range append(temporary, filepath.Dir(bin)) {
+		out = strings.ReplaceAll(out, s, "<folder>")
+	}
+	return sourceLine.ReplaceAllString(logTime.ReplaceAllString(out, "time=<time>"), ".go")
+}
+
+func testDropInHelp(t *testing.T) {
+	for _, name := range []string{"buildkitd", "buildctl"} {
+		var help []string
+		for _, flavor := range testbed.Flavors {
+			bin, err := testbed.Binary(flavor, name)
+			require.NoError(t, err)
+			dt, err := exec.CommandContext(t.Context(), bin, "--help").Output()
+			require.NoError(t, err)
+			help = append(help, normalize(t, bin, string(dt)))
+		}
+		require.Contains(t, help[0], "USAGE")
+		require.Equal(t, help[0], help[1], name)
+	}
+}
+
+// testDropInConfigKeys compares the fields of buildkitd.toml, with their types
+// and tags, in the sources that the binaries are built from.
+func testDropInConfigKeys(t *testing.T) {
+	bin, err := testbed.Binary(testbed.Upstream, "buildkitd")
+	require.NoError(t, err)
+	root, err := upstream.Root()
+	require.NoError(t, err)
+	tree, err := assemble.Plan(t.Context(), assemble.Options{Root: root, Version: versionOf(t, bin)[2]})
+	require.NoError(t, err)
+
+	const dir = "cmd/buildkitd/config"
+	pristine, ours := map[string][]byte{}, map[string][]byte{}
+	entries, err := os.ReadDir(filepath.Join(tree.Upstream.Dir, dir))
+	require.NoError(t, err)
+	for _, e := range entries {
+		pristine[e.Name()], err = os.ReadFile(filepath.Join(tree.Upstream.Dir, dir, e.Name()))
+		require.NoError(t, err)
+	}
+	maps.Copy(ours, pristine)
+	for rel, dt := range tree.Changed {
+		if path.Dir(rel) == dir {
+			ours[path.Base(rel)] = dt
+		}
+	}
+	for _, rel := range tree.Added {
+		if path.Dir(rel) == dir {
+			ours[path.Base(rel)], err = os.ReadFile(filepath.Join(root, rel))
+			require.NoError(t, err)
+		}
+	}
+	want := configKeys(t, pristine)
+	require.Contains(t, want, "GRPCConfig.DebugAddress string `toml:\"debugAddress\"`")
+	require.Equal(t, want, configKeys(t, ours))
+}
+
+func configKeys(t *testing.T, files map[string][]byte) (keys []string) {
+	t.Helper()
+	fset := token.NewFileSet()
+	for name, dt := range files {
+		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(fset, name, dt, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		ast.Inspect(f, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok {
+				return true
+			}
+			st, ok := spec.Type.(*ast.StructType)
+			if !ok {
+				return true
+			}
+			for _, field := range st.Fields.List {
+				var typ bytes.Buffer
+				require.NoError(t, printer.Fprint(&typ, fset, field.Type))
+				tag := ""
+				if field.Tag != nil {
+					tag = field.Tag.Value
+				}
+				for _, id := range append(field.Names, nil)[:max(1, len(field.Names))] {
+					key := spec.Name.Name
+					if id != nil {
+						key += "." + id.Name
+					}
+					keys = append(keys, strings.TrimSpace(key+" "+typ.String()+" "+tag))
+				}
+			}
+			return true
+		})
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func testDropInExitCodes(t *testing.T) {
+	write := func(content string) string {
+		name := filepath.Join(t.TempDir(), "buildkitd.toml")
+		require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
+		return name
+	}
+	for _, tc := range []struct {
+		name string
+		args []string
+		code int
+	}{
+		{"version", []string{"--version"}, 0},
+		{"unknown flag", []string{"--no-such-flag"}, 1},
+		{"wrong value", []string{"--oci-worker-gc-keepstorage"}, 1},
+		{"config that is no TOML", []string{"--config", write("no table")}, 1},
+		{"unknown key", []string{"--config", write("nosuchkey = 1\n[worker.oci]\nenabled = false\n[worker.containerd]\nenabled = false\n")}, 1},
+		{"no worker", []string{"--oci-worker=false", "--containerd-worker=false"}, 1},
+		{"address without scheme", []string{"--addr", "nothing"}, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var outs []string
+			for _, flavor := range testbed.Flavors {
+				bin, err := testbed.Binary(flavor, "buildkitd")
+				require.NoError(t, err)
+				dir := t.TempDir()
+				args := tc.args
+				if !slices.Contains(args, "--addr") {
+					args = append(args, "--addr", "unix://"+filepath.Join(dir, "s"))
+				}
+				if tc.name == "wrong value" {
+					args = []string{tc.args[0], "many"}
+				}
+				cmd := exec.CommandContext(t.Context(), bin, append([]string{"--root", filepath.Join(dir, "root"), "--otel-socket-path", filepath.Join(dir, "otel.sock")}, args...)...)
+				cmd.WaitDelay = 10 * time.Second
+				dt, err := cmd.CombinedOutput()
+				if err != nil {
+					require.IsType(t, &exec.ExitError{}, err)
+				}
+				require.Equal(t, tc.code, cmd.ProcessState.ExitCode(), "%s: %s", flavor, dt)
+				outs = append(outs, normalize(t, bin, string(dt), dir))
+			}
+			require.Equal(t, outs[0], withoutStartLine(outs[1]))
+		})
+	}
+}
+
+// withoutStartLine removes the line that says which of the two behaviors the
+// daemon has.
+func withoutStartLine(log string) string {
+	var out strings.Builder
+	for line := range strings.Lines(log) {
+		if !strings.Contains(line, "lazy solves are loaded into the build graph") {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+// testDropInStop compares how daemons end: when they are told to, and when
+// another one has their root.
+func testDropInStop(t *testing.T) {
+	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(sig.String(), func(t *testing.T) {
+			var codes []string
+			for _, flavor := range testbed.Flavors {
+				bin, err := testbed.Binary(flavor, "buildkitd")
+				require.NoError(t, err)
+				dir := t.TempDir()
+				command := func(socket string) *exec.Cmd {
+					return exec.CommandContext(t.Context(), bin, "--root", filepath.Join(dir, "root"), "--addr", "unix://"+filepath.Join(dir, socket),
+						"--otel-socket-path", filepath.Join(dir, "otel"+socket), "--containerd-worker=false", "--oci-worker-net=host",
+						"--oci-worker-snapshotter=native", "--cdi-disabled=true")
+				}
+				first := command("first")
+				require.NoError(t, first.Start())
+				t.Cleanup(func() { first.Process.Kill() })
+				c, err := client.New(t.Context(), "unix://"+filepath.Join(dir, "first"))
+				require.NoError(t, err)
+				defer c.Close()
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				require.NoError(t, c.Wait(ctx))
+
+				second := command("second")
+				dt, _ := second.CombinedOutput()
+				require.Contains(t, string(dt), "could not lock", "%s", flavor)
+
+				require.NoError(t, first.Process.Signal(sig))
+				first.Wait()
+				codes = append(codes, fmt.Sprintf("second %d, first %d", second.ProcessState.ExitCode(), first.ProcessState.ExitCode()))
+			}
+			require.Equal(t, codes[0], codes[1])
+		})
+	}
+}
+
+// workers is what the default configuration makes of a worker.
+func workers(t *testing.T, d *testbed.Daemon) map[string]string {
+	infos, err := newClient(t, d).ListWorkers(t.Context())
+	require.NoError(t, err)
+	out := map[string]string{}
+	for i, w := range infos {
+		out[fmt.Sprintf("%d platforms", i)] = fmt.Sprint(w.Platforms)
+		out[fmt.Sprintf("%d gc policy", i)] = fmt.Sprintf("%+v", w.GCPolicy)
+		out[fmt.Sprintf("%d devices", i)] = fmt.Sprint(w.CDIDevices)
+		for k, v := range w.Labels {
+			out[fmt.Sprintf("%d label %s", i, k)] = v
+		}
+	}
+	return out
+}
+
+// services returns the descriptors of all gRPC services, by file.
+func services(t *testing.T, d *testbed.Daemon) map[string]string {
+	conn, err := grpc.NewClient(d.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	defer conn.Close()
+	stream, err := reflection.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+	require.NoError(t, err)
+	ask := func(req *reflection.ServerReflectionRequest) *reflection.ServerReflectionResponse {
+		require.NoError(t, stream.Send(req))
+		resp, err := stream.Recv()
+		require.NoError(t, err)
+		require.Nil(t, resp.GetErrorResponse(), "%v", req)
+		return resp
+	}
+	out := map[string]string{}
+	list := ask(&reflection.ServerReflectionRequest{MessageRequest: &reflection.ServerReflectionRequest_ListServices{}})
+	for _, svc := range list.GetListServicesResponse().Service {
+		resp := ask(&reflection.ServerReflectionRequest{MessageRequest: &reflection.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: svc.Name}})
+		out["service "+svc.Name] = ""
+		for _, dt := range resp.GetFileDescriptorResponse().FileDescriptorProto {
+			var fd descriptorpb.FileDescriptorProto
+			require.NoError(t, proto.Unmarshal(dt, &fd))
+			out["file "+fd.GetName()] = fd.String()
+		}
+	}
+	require.Contains(t, out, "service moby.buildkit.v1.Control")
+	require.Contains(t, out, "service moby.buildkit.v1.frontend.LLBBridge")
+	return out
+}
+
+var (
+	handlePattern = regexp.MustCompile(`\.Handle(?:Func)?\("(?:([A-Z]+) )?(/[^"]*)"`)
+	metricName    = regexp.MustCompile(`(?m)^# TYPE (\S+ \S+)$`)
+)
+
+// debugEndpoints asks all debug handlers that the source names.
+func debugEndpoints(t *testing.T, d *testbed.Daemon) map[string]string {
+	bin, err := testbed.Binary(testbed.Upstream, "buildkitd")
+	require.NoError(t, err)
+	root, err := upstream.Root()
+	require.NoError(t, err)
+	tree, err := assemble.Plan(t.Context(), assemble.Options{Root: root, Version: versionOf(t, bin)[2]})
+	require.NoError(t, err)
+	src, err := os.ReadFile(filepath.Join(tree.Upstream.Dir, "cmd/buildkitd/debug.go"))
+	require.NoError(t, err)
+	patterns := handlePattern.FindAllSubmatch(src, -1)
+	require.NotEmpty(t, patterns)
+
+	hc := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", d.DebugAddr)
+	}}}
+	defer hc.CloseIdleConnections()
+	out := map[string]string{}
+	ask := func(method, url string) string {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://debug"+url, nil)
+		require.NoError(t, err)
+		resp, err := hc.Do(req)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		out[method+" "+url] = fmt.Sprintf("%d %s", resp.StatusCode, resp.Header.Get("Content-Type"))
+		return string(body)
+	}
+	ask(http.MethodGet, "/no/such/handler")
+	for _, m := range patterns {
+		method, url := string(m[1]), string(m[2])
+		if method == "" {
+			method = http.MethodGet
+		}
+		switch url {
+		case "/debug/pprof/profile", "/debug/pprof/trace":
+			url += "?seconds=1"
+		}
+		body := ask(method, url)
+		if url == "/metrics" {
+			for _, m := range metricName.FindAllStringSubmatch(body, -1) {
+				out["metric "+m[1]] = ""
+			}
+		}
+	}
+	return out
+}
+
+// capabilities returns which of all capabilities that this client knows the
+// daemon has.
+func capabilities(t *testing.T, d *testbed.Daemon) map[string]string {
+	out := map[string]string{}
+	_, err := newClient(t, d).Build(t.Context(), client.SolveOpt{}, "", func(_ context.Context, gc gateway.Client) (*gateway.Result, error) {
+		opts := gc.BuildOpts()
+		for _, c := range gatewaypb.Caps.All() {
+			if opts.Caps.Contains(apicaps.CapID(c.ID)) {
+				out[c.ID] = ""
+			}
+		}
+		for _, c := range pb.Caps.All() {
+			if opts.LLBCaps.Contains(apicaps.CapID(c.ID)) {
+				out["llb "+c.ID] = ""
+			}
+		}
+		for _, id := range addedCaps {
+			if opts.Caps.Contains(id) {
+				out[string(id)] = ""
+			}
+		}
+		return gateway.NewResult(), nil
+	}, nil)
+	require.NoError(t, err)
+	return out
+}

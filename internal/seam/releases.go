@@ -1,0 +1,58 @@
+package seam
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/pkg/errors"
+	"golang.org/x/mod/semver"
+)
+
+var releaseRegexp = regexp.MustCompile(`^\s+["']?(v[^\s:"']+)["']?\s*:`)
+
+// AddRelease adds a release with its checksum to the source of a seam list,
+// newest first. All other bytes of the list, comments included, stay as they
+// are.
+func AddRelease(dt []byte, version, sum string) ([]byte, error) {
+	if !semver.IsValid(version) {
+		return nil, errors.Errorf("%q is not a version like v1.2.3", version)
+	}
+	old, err := Parse(dt)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := old.Releases[version]; ok {
+		return nil, errors.Errorf("release %s is listed already", version)
+	}
+
+	lines := slices.Collect(bytes.Lines(dt))
+	at, inside := -1, false
+	for i, line := range lines {
+		if bytes.HasPrefix(line, []byte("releases:")) {
+			at, inside = i+1, true
+			continue
+		}
+		m := releaseRegexp.FindSubmatch(line)
+		if !inside || m == nil {
+			inside = inside && (strings.TrimSpace(string(line)) == "" || bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")))
+			continue
+		}
+		if semver.Compare(string(m[1]), version) > 0 {
+			at = i + 1
+		}
+	}
+	if at < 0 {
+		return nil, errors.New("the list has no line that starts with releases:")
+	}
+	lines = slices.Insert(lines, at, fmt.Appendf(nil, "  %s: %s\n", version, sum))
+	out := bytes.Join(lines, nil)
+
+	l, err := Parse(out)
+	if err != nil || l.Releases[version] != sum || len(l.Releases) != len(old.Releases)+1 {
+		return nil, errors.Errorf("releases are not a block with one release a line: add %s: %s by hand", version, sum)
+	}
+	return out, nil
+}

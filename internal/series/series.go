@@ -1,0 +1,177 @@
+// Package series writes the change as a series of commits for upstream: one
+// mail for each, as git format-patch does, for git am.
+package series
+
+import (
+	"fmt"
+	"maps"
+	"mime"
+	"path"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/graphload/graphload/internal/assemble"
+	"github.com/pkg/errors"
+)
+
+// Commit is one commit of the series. What is in a folder belongs to the
+// commit that names the folder, or the closest one above it, tests included.
+type Commit struct {
+	Title   string
+	Body    string
+	Folders []string
+}
+
+// Commits are the commits in their order. Each builds on the ones before it,
+// and on nothing after.
+var Commits = []Commit{
+	{
+		Title:   "util/graphload: add switch for loading lazy solves",
+		Folders: []string{"util/graphload"},
+		Body: `A lazy gateway Solve returns a handle on a definition that the solver
+knows nothing about. The next commits load it into the build graph.
+
+BUILDKIT_GRAPHLOAD=0 in the environment of the daemon keeps the old
+behavior.`,
+	},
+	{
+		Title:   "session: let one session not hide another",
+		Folders: []string{"session", "util/resolver"},
+		Body: `Manager.Any returned the error of the last session only, and waited up to
+five seconds for each one that is gone. Keep all errors, so that "not
+found" is recognized when another session cannot be reached, and wait for
+absent sessions together.
+
+A session that answers a request for credentials with none ended the
+search, so an anonymous session hid the login of another. Use sessions
+without a login for a registry only when there is no other.`,
+	},
+	{
+		Title:   "solver: let jobs own vertices without building them",
+		Folders: []string{"solver"},
+		Body: `Job.Register makes a job an owner of a vertex and its ancestors. Until the
+job is discarded, owners keep the state of a vertex and lend their session
+and cache imports to whoever builds it. They take no part in progress,
+values, or the compatibility version of a vertex.
+
+Ask the sessions of a vertex in one order: owners by registration, jobs by
+start, parents. It was the order of a map.`,
+	},
+	{
+		Title:   "solver/mounts: ask all sessions for an optional SSH agent",
+		Folders: []string{"solver/llbsolver/mounts"},
+		Body: `An optional SSH mount was dropped when the first session had no agent, even
+if the next one had.`,
+	},
+	{
+		Title:   "llbsolver: load lazily solved definitions into the graph",
+		Folders: []string{"solver/llbsolver"},
+		Body: `The definition of a lazy Solve was loaded when it was evaluated. A client
+that chained another build on it had to wait for that evaluation, or the
+steps ran with the session of the other build, without the secrets, SSH
+agents, local directories and logins of their own.
+
+Load the definition when Solve is called and register its vertices with
+the job. Evaluating it builds what was loaded. Source policies are
+evaluated once per ref; cache mounts are pruned and cache imports started
+when the definition is built, as before.
+
+Refs of a Solve with Evaluate are evaluated concurrently.`,
+	},
+	{
+		Title:   "gateway: add capability for loaded lazy solves",
+		Folders: []string{"frontend", "client"},
+		Body: `gateway.solve.load tells clients that they do not need to order evaluations
+themselves. EvaluateAll evaluates the refs of a result concurrently with any
+daemon.`,
+	},
+}
+
+// Person is the author of the series, who signs it off.
+type Person struct {
+	Name, Email string
+}
+
+// Patch is one mail.
+type Patch struct {
+	Commit
+	Name     string   // of the file, as format-patch names it
+	Packages []string // with changes, as patterns for the go command
+	Mail     []byte
+}
+
+// New returns the series for a tree.
+func New(t *assemble.Tree, author Person, date time.Time) ([]Patch, error) {
+	diffs, err := t.Diff()
+	if err != nil {
+		return nil, err
+	}
+	return build(Commits, diffs, author, date, "BuildKit "+t.Version)
+}
+
+func build(commits []Commit, diffs []assemble.FileDiff, author Person, date time.Time, signature string) ([]Patch, error) {
+	byCommit := make([][]assemble.FileDiff, len(commits))
+	for _, d := range diffs {
+		i := owner(commits, d.Path)
+		if i < 0 {
+			return nil, errors.Errorf("%s belongs to no commit of the series: add its folder to one in internal/series", d.Path)
+		}
+		byCommit[i] = append(byCommit[i], d)
+	}
+	var out []Patch
+	for i, c := range commits {
+		if len(byCommit[i]) == 0 {
+			return nil, errors.Errorf("commit %q of the series is empty", c.Title)
+		}
+		name := fmt.Sprintf("%04d-%s.patch", i+1, slug(c.Title))
+		mail, pkgs := format(c, byCommit[i], author, date, fmt.Sprintf("%d/%d", i+1, len(commits)), signature)
+		out = append(out, Patch{Commit: c, Name: name, Packages: pkgs, Mail: mail})
+	}
+	return out, nil
+}
+
+// owner returns the commit that names the closest folder above the file.
+func owner(commits []Commit, file string) int {
+	for dir := path.Dir(file); dir != "."; dir = path.Dir(dir) {
+		for i, c := range commits {
+			if slices.Contains(c.Folders, dir) {
+				return i
+			}
+		}
+	}
+	return -1
+}
+
+func format(c Commit, diffs []assemble.FileDiff, author Person, date time.Time, number, signature string) ([]byte, []string) {
+	var sb strings.Builder
+	pkgs := map[string]bool{}
+	files, plus, minus := 0, 0, 0
+	var content strings.Builder
+	for _, d := range diffs {
+		content.WriteString(d.Unified)
+		pkgs["./"+path.Dir(d.Path)] = true
+		files, plus, minus = files+1, plus+d.Plus, minus+d.Minus
+	}
+	fmt.Fprintf(&sb, "From %040d Mon Sep 17 00:00:00 2001\n", 0)
+	fmt.Fprintf(&sb, "From: %s <%s>\n", mime.QEncoding.Encode("utf-8", author.Name), author.Email)
+	fmt.Fprintf(&sb, "Date: %s\n", date.Format(time.RFC1123Z))
+	fmt.Fprintf(&sb, "Subject: [PATCH %s] %s\n", number, c.Title)
+	if body := author.Name + content.String(); strings.ContainsFunc(body, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		sb.WriteString("MIME-Version: 1.0\nContent-Type: text/plain; charset=UTF-8\nContent-Transfer-Encoding: 8bit\n")
+	}
+	fmt.Fprintf(&sb, "\n%s\n\nSigned-off-by: %s <%s>\n---\n %d files changed, %d insertions(+), %d deletions(-)\n\n", c.Body, author.Name, author.Email, files, plus, minus)
+	sb.WriteString(content.String())
+	fmt.Fprintf(&sb, "-- \n%s\n\n", signature)
+	return []byte(sb.String()), slices.Sorted(maps.Keys(pkgs))
+}
+
+// slug is the title in the form of a file name.
+func slug(title string) string {
+	fields := strings.FieldsFunc(title, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.'
+	})
+	s := strings.Join(fields, "-")
+	return strings.TrimRight(s[:min(len(s), 52)], "-")
+}
