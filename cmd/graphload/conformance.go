@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/graphload/graphload/internal/conformance"
+	"github.com/pkg/errors"
+	"github.com/urfave/cli/v3"
+)
+
+func conformanceCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "conformance",
+		Usage: "run upstream's own tests with both daemons and compare each test",
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "suite", Usage: "folders of packages: " + strings.Join(conformance.Suites, ", ") + " (default: all)"},
+			&cli.StringFlag{Name: "run", Usage: "only tests that match, as with go test -run"},
+			&cli.StringFlag{Name: "worker", Value: "oci", Usage: "worker of the daemons: oci or containerd"},
+			&cli.StringFlag{Name: "shard", Usage: "run part `I/N` of the tests"},
+			&cli.IntFlag{Name: "retries", Value: 3, Usage: "how often tests that differ are run again"},
+			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Hour, Usage: "for the tests of one package"},
+			&cli.BoolFlag{Name: "race", Usage: "use daemons with the race detector"},
+			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "folder for the reports (default: build/conformance)"},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			opt, err := options(cmd)
+			if err != nil {
+				return err
+			}
+			if os.Getuid() != 0 {
+				return errors.New("the tests of the OCI worker need root")
+			}
+			if err := installPackages(ctx); err != nil {
+				return err
+			}
+			c := conformance.Options{
+				Run:      cmd.String("run"),
+				Worker:   cmd.String("worker"),
+				Retries:  cmd.Int("retries"),
+				Timeout:  cmd.Duration("timeout"),
+				Output:   cmd.String("output"),
+				Progress: progressf,
+			}
+			if c.Suites, err = conformance.Select(cmd.StringSlice("suite")); err != nil {
+				return err
+			}
+			if c.Shard, c.Shards, err = parseShard(cmd.String("shard")); err != nil {
+				return err
+			}
+			if c.Shards > 1 && c.Run != "" {
+				return errors.New("--shard and --run exclude each other")
+			}
+			if c.Output == "" {
+				c.Output = filepath.Join(opt.Root, "build", "conformance")
+			}
+			if c.Registry, err = conformance.RegistryBinary(ctx); err != nil {
+				return err
+			}
+			race := cmd.Bool("race")
+			for flavor := range c.Trees {
+				opt.Pristine = flavor == conformance.Upstream
+				if c.Trees[flavor], err = writeTree(ctx, opt); err != nil {
+					return err
+				}
+				if c.Bin[flavor], err = binDir(opt, race); err != nil {
+					return err
+				}
+				if !cmd.Bool("no-build") {
+					if _, err := buildBinaries(ctx, opt, race); err != nil {
+						return err
+					}
+				}
+			}
+			report, err := conformance.Run(ctx, c)
+			if err != nil {
+				return err
+			}
+			fmt.Print(report.Markdown())
+			if n := len(report.Regressions()); n > 0 {
+				return errors.Errorf("%d tests pass with upstream's daemon only: see %s", n, c.Output)
+			}
+			if n := len(report.Races.New); n > 0 {
+				return errors.Errorf("%d data races that upstream's daemon does not have: see %s", n, c.Output)
+			}
+			return nil
+		},
+	}
+}
+
+// parseShard parses I/N.
+func parseShard(s string) (shard, shards int, err error) {
+	if s == "" {
+		return 1, 1, nil
+	}
+	i, n, ok := strings.Cut(s, "/")
+	if ok {
+		shard, err = strconv.Atoi(i)
+	}
+	if ok && err == nil {
+		shards, err = strconv.Atoi(n)
+	}
+	if !ok || err != nil || shard < 1 || shard > shards {
+		return 0, 0, errors.Errorf("shard %q is not I/N with 1 <= I <= N", s)
+	}
+	return shard, shards, nil
+}

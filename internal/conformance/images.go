@@ -1,0 +1,267 @@
+package conformance
+
+import (
+	"archive/tar"
+	"bytes"
+	"debug/elf"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/pkg/errors"
+)
+
+// stamp is the time of everything in the images, so that they are the same in
+// each run.
+var stamp = time.Date(2023, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// An image stands for one that the tests name, with what they look at in it.
+type image struct {
+	ref   string // below the mirror registry
+	build func(*busybox, string) (v1.Image, error)
+}
+
+// images are what the tests of all suites take from the mirror. The harness
+// pulls what it does not find there, and fails as a whole when it cannot.
+var images = []image{
+	{"library/busybox:latest", busyboxImage},
+	{"library/busybox:stable-musl", busyboxImage},
+	{"library/busybox_amd64:latest", busyboxImage},
+	{"library/alpine:latest", alpineImage},
+	{"amd64/debian:bullseye-20230109-slim", debianImage},
+	{"tonistiigi/hellofs:latest", busyboxImage},
+	{"tonistiigi/test:nolayers", noLayersImage},
+	{"cpuguy83/buildkit-foreign:latest", foreignImage},
+}
+
+// busybox is the static busybox of this machine.
+type busybox struct {
+	binary  []byte
+	applets []string // with path, without leading slash
+}
+
+func findBusybox() (*busybox, error) {
+	name, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, errors.Wrap(err, "install busybox-static")
+	}
+	f, err := elf.Open(name)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return nil, errors.Errorf("%s is not static: install busybox-static", name)
+		}
+	}
+	b := &busybox{}
+	if b.binary, err = os.ReadFile(name); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	dt, err := exec.Command(name, "--list-full").Output() //nolint:noctx // only prints
+	if err != nil {
+		return nil, errors.Wrapf(err, "%s --list-full", name)
+	}
+	b.applets = strings.Fields(string(dt))
+	return b, nil
+}
+
+const (
+	rootUser  = "root:x:0:0:root:/root:/bin/sh\n"
+	mailUser  = "mail:x:8:8:mail:/var/spool/mail:/bin/false\n"
+	nobody    = "nobody:x:65534:65534:nobody:/home:/bin/false\n"
+	rootGroup = "root:x:0:\n"
+	moreGroup = "daemon:x:1:\nbin:x:2:\nsys:x:3:\nadm:x:4:\ntty:x:5:\nmail:x:8:\nwheel:x:10:root\nusers:x:100:\nnobody:x:65534:\n"
+)
+
+// busyboxImage has every applet in /bin, as hard links.
+func busyboxImage(b *busybox, _ string) (v1.Image, error) {
+	r := newRootfs()
+	r.dirs("bin", "dev", "etc", "home", "lib", "usr/bin", "usr/sbin", "var/spool/mail", "var/www")
+	r.dir("root", 0o700)
+	r.dir("tmp", 0o1777)
+	r.file("bin/busybox", 0o755, b.binary)
+	for _, a := range b.applets {
+		if name := path.Base(a); name != "busybox" {
+			r.link("bin/"+name, "bin/busybox")
+		}
+	}
+	r.symlink("usr/bin/env", "../../bin/env")
+	r.file("etc/passwd", 0o644, []byte(rootUser+"daemon:x:1:1:daemon:/usr/sbin:/bin/false\n"+mailUser+nobody))
+	r.file("etc/group", 0o644, []byte(rootGroup+moreGroup))
+	r.file("etc/shadow", 0o600, []byte("root:*:::::::\n"))
+	return r.image("sh")
+}
+
+// alpineImage has the layout of Alpine with the applets at their places. It has
+// no packages and no network to get them from: apk fails.
+func alpineImage(b *busybox, _ string) (v1.Image, error) {
+	r := newRootfs()
+	r.dirs("bin", "dev", "etc/apk", "home", "lib/apk/db", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "usr/bin", "usr/sbin", "usr/local/bin", "var/cache/apk", "var/lib", "var/log")
+	r.dir("root", 0o700)
+	r.dir("tmp", 0o1777)
+	r.dir("var/tmp", 0o1777)
+	r.file("bin/busybox", 0o755, b.binary)
+	for _, a := range b.applets {
+		if path.Base(a) != "busybox" {
+			r.dirs(path.Dir(a))
+			r.symlink(a, "/bin/busybox")
+		}
+	}
+	r.file("sbin/apk", 0o755, []byte("#!/bin/sh\necho 'ERROR: unable to select packages' >&2\nexit 1\n"))
+	r.file("etc/alpine-release", 0o644, []byte("3.18.2\n"))
+	r.dirs("etc/ssl/certs")
+	r.file("etc/ssl/certs/ca-certificates.crt", 0o644, []byte("# none\n"))
+	r.file("etc/os-release", 0o644, []byte("NAME=\"Alpine Linux\"\nID=alpine\nVERSION_ID=3.18.2\nPRETTY_NAME=\"Alpine Linux v3.18\"\n"))
+	r.file("etc/passwd", 0o644, []byte(rootUser+"daemon:x:2:2:daemon:/sbin:/sbin/nologin\n"+mailUser+nobody))
+	r.file("etc/group", 0o644, []byte(rootGroup+moreGroup))
+	r.file("etc/shadow", 0o640, []byte("root:*::0:::::\n"))
+	return r.image("/bin/sh")
+}
+
+// debianImage only lets the tests that use it start: they compare digests with
+// those of the image that it stands for.
+func debianImage(b *busybox, ref string) (v1.Image, error) {
+	return busyboxImage(b, ref)
+}
+
+// noLayersImage is a configuration without layers.
+func noLayersImage(*busybox, string) (v1.Image, error) {
+	return configure(empty.Image)
+}
+
+// foreignImage has a layer that is not in a registry but at a URL, and an
+// ordinary one on top. Neither is compressed.
+func foreignImage(_ *busybox, url string) (v1.Image, error) {
+	foreign, ordinary := newRootfs(), newRootfs()
+	foreign.file("foreign", 0o644, []byte("foreign\n"))
+	ordinary.file("ordinary", 0o644, []byte("ordinary\n"))
+	var layers []v1.Layer
+	for _, r := range []*rootfs{foreign, ordinary} {
+		if err := r.close(); err != nil {
+			return nil, err
+		}
+		layers = append(layers, static.NewLayer(r.buf.Bytes(), types.DockerUncompressedLayer))
+	}
+	img, err := mutate.Append(empty.Image,
+		mutate.Addendum{Layer: layers[0], MediaType: foreignLayer, URLs: []string{url}},
+		mutate.Addendum{Layer: layers[1], MediaType: types.DockerUncompressedLayer},
+	)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	return configure(img)
+}
+
+// foreignLayer is types.DockerForeignLayer without compression.
+const foreignLayer types.MediaType = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+
+// configure makes img an image of linux/amd64.
+func configure(img v1.Image, cmd ...string) (v1.Image, error) {
+	cf, err := img.ConfigFile()
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	cf = cf.DeepCopy()
+	cf.OS, cf.Architecture = "linux", "amd64"
+	cf.Created = v1.Time{Time: stamp}
+	cf.Config.Cmd = cmd
+	cf.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	img, err = mutate.ConfigFile(img, cf)
+	return img, errors.WithStack(err)
+}
+
+// rootfs is a layer that is being written. The first error is kept.
+type rootfs struct {
+	buf  bytes.Buffer
+	tar  *tar.Writer
+	seen map[string]struct{}
+	err  error
+}
+
+func newRootfs() *rootfs {
+	r := &rootfs{seen: map[string]struct{}{}}
+	r.tar = tar.NewWriter(&r.buf)
+	return r
+}
+
+func (r *rootfs) add(hdr *tar.Header, dt []byte) {
+	if _, ok := r.seen[strings.TrimSuffix(hdr.Name, "/")]; ok || r.err != nil {
+		return
+	}
+	r.seen[strings.TrimSuffix(hdr.Name, "/")] = struct{}{}
+	hdr.ModTime = stamp
+	hdr.Size = int64(len(dt))
+	if r.err = r.tar.WriteHeader(hdr); r.err == nil {
+		_, r.err = r.tar.Write(dt)
+	}
+}
+
+// dirs adds folders and those above them.
+func (r *rootfs) dirs(names ...string) {
+	for _, name := range names {
+		if name == "." {
+			continue
+		}
+		r.dirs(path.Dir(name))
+		r.dir(name, 0o755)
+	}
+}
+
+func (r *rootfs) dir(name string, mode int64) {
+	r.add(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: mode}, nil)
+}
+
+func (r *rootfs) file(name string, mode int64, dt []byte) {
+	r.add(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode}, dt)
+}
+
+func (r *rootfs) link(name, target string) {
+	r.add(&tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o755}, nil)
+}
+
+func (r *rootfs) symlink(name, target string) {
+	r.add(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}, nil)
+}
+
+func (r *rootfs) close() error {
+	if r.err == nil {
+		r.err = r.tar.Close()
+	}
+	return errors.WithStack(r.err)
+}
+
+func (r *rootfs) layer() (v1.Layer, error) {
+	if err := r.close(); err != nil {
+		return nil, err
+	}
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(r.buf.Bytes())), nil
+	})
+	return l, errors.WithStack(err)
+}
+
+func (r *rootfs) image(cmd ...string) (v1.Image, error) {
+	l, err := r.layer()
+	if err != nil {
+		return nil, err
+	}
+	img, err := mutate.Append(empty.Image, mutate.Addendum{
+		Layer:   l,
+		History: v1.History{Created: v1.Time{Time: stamp}, CreatedBy: "graphload conformance"},
+	})
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	return configure(img, cmd...)
+}

@@ -1,0 +1,73 @@
+package conformance
+
+import (
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/stretchr/testify/require"
+)
+
+// The folder is served as the harness does it, with all images in it.
+func TestMirror(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds a registry")
+	}
+	if _, err := exec.LookPath("busybox"); err != nil {
+		t.Skip("busybox-static is not installed")
+	}
+	registry, err := RegistryBinary(t.Context())
+	require.NoError(t, err)
+	dir := filepath.Join(t.TempDir(), "mirror")
+	m, err := newMirror(t.Context(), registry, dir)
+	require.NoError(t, err)
+	t.Cleanup(m.close)
+	require.NoFileExists(t, filepath.Join(dir, "config.yaml"), "the harness writes its own configuration")
+
+	r, err := startRegistry(t.Context(), registry, dir)
+	require.NoError(t, err)
+	t.Cleanup(r.stop)
+	for _, img := range images {
+		ref, err := name.ParseReference(r.host+"/"+img.ref, name.Insecure)
+		require.NoError(t, err)
+		got, err := remote.Image(ref)
+		require.NoError(t, err, img.ref)
+		if img.ref != foreignRef {
+			require.NoError(t, validate.Image(got), img.ref)
+			continue
+		}
+		mfst, err := got.Manifest()
+		require.NoError(t, err)
+		require.Equal(t, foreignLayer, mfst.Layers[0].MediaType)
+		resp, err := http.Get(mfst.Layers[0].URLs[0]) //nolint:noctx
+		require.NoError(t, err)
+		resp.Body.Close()
+		require.Equal(t, http.StatusOK, resp.StatusCode)
+		require.Equal(t, mfst.Layers[0].Size, resp.ContentLength)
+	}
+}
+
+// What a run leaves is gone after clean: processes that ignore SIGTERM too, with
+// those that they started.
+func TestClean(t *testing.T) {
+	dir := t.TempDir()
+	run := filepath.Join(dir, "run")
+	require.NoError(t, os.MkdirAll(run, 0o755))
+	cmd := exec.Command("sh", "-c", "trap '' TERM; env -i sleep 1000 & wait")
+	cmd.Env = append(os.Environ(), marker+"="+run)
+	require.NoError(t, cmd.Start())
+	other := exec.Command("sleep", "1000")
+	other.Env = append(os.Environ(), marker+"="+run+"-other")
+	require.NoError(t, other.Start())
+
+	require.NoError(t, clean(run))
+	require.NoDirExists(t, run)
+	require.Error(t, cmd.Wait())
+	require.NoError(t, other.Process.Kill(), "a process of another run was killed")
+	require.Error(t, other.Wait())
+}

@@ -1,0 +1,266 @@
+package conformance
+
+import (
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/pkg/errors"
+)
+
+// Report is what came out of a run.
+type Report struct {
+	Version     string        `json:"version"`
+	Worker      string        `json:"worker"`
+	Suites      []*SuiteCount `json:"suites"`
+	Differences []Difference  `json:"differences"`
+	Races       Races         `json:"races"`
+	Tests       []Test        `json:"tests"`
+}
+
+// SuiteCount has the numbers of tests of a suite.
+type SuiteCount struct {
+	Name string `json:"name"`
+	// Packages, and how many of them have the same source code in both trees and
+	// start no daemon: these were run once
+	Packages  int    `json:"packages"`
+	Same      int    `json:"same"`
+	Upstream  Counts `json:"upstream"`
+	Graphload Counts `json:"graphload"`
+}
+
+// Test is one test, of those that have no others below.
+type Test struct {
+	Package   string  `json:"package"`
+	Name      string  `json:"name"`
+	Upstream  Status  `json:"upstream"`
+	Graphload Status  `json:"graphload"`
+	Seconds   float64 `json:"seconds"` // with ours
+}
+
+func (c Counts) String() string {
+	return fmt.Sprintf("%d pass, %d fail, %d skip", c.Pass, c.Fail, c.Skip)
+}
+
+func newReport(opt Options) *Report {
+	return &Report{Version: opt.Trees[Graphload].Version, Worker: opt.Worker}
+}
+
+// suite returns the counts of a suite, which are zero when nothing was added.
+func (r *Report) suite(name string) *SuiteCount {
+	for _, s := range r.Suites {
+		if s.Name == name {
+			return s
+		}
+	}
+	s := &SuiteCount{Name: name}
+	r.Suites = append(r.Suites, s)
+	return s
+}
+
+func (r *Report) add(res *packageResult) {
+	s := r.suite(res.suite)
+	s.Packages++
+	if !res.changed && !res.daemons {
+		s.Same++
+	}
+	up, gl := res.results[Upstream], res.results[Graphload]
+	s.Upstream.sum(up.counts())
+	s.Graphload.sum(gl.counts())
+	r.Differences = append(r.Differences, res.differences...)
+	above := parents(up, gl)
+	for _, name := range names(up, gl) {
+		if _, ok := above[name]; ok {
+			continue
+		}
+		t := Test{Package: res.name, Name: name, Upstream: up.status(name), Graphload: gl.status(name)}
+		if g := gl[name]; g != nil {
+			t.Seconds = g.Seconds
+		}
+		r.Tests = append(r.Tests, t)
+	}
+}
+
+// Regressions are the differences that upstream's daemon does not have.
+func (r *Report) Regressions() []Difference {
+	return slices.Collect(func(yield func(Difference) bool) {
+		for _, d := range r.Differences {
+			if d.Verdict == Regression && !yield(d) {
+				return
+			}
+		}
+	})
+}
+
+// Write writes the report as Markdown, JSON and JUnit XML.
+func (r *Report) Write(dir string) error {
+	js, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	junit, err := r.junit()
+	if err != nil {
+		return err
+	}
+	for name, dt := range map[string][]byte{
+		"conformance.json": append(js, '\n'),
+		"conformance.md":   []byte(r.Markdown()),
+		"conformance.xml":  junit,
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path+".tmp", dt, 0o644); err != nil {
+			return errors.WithStack(err)
+		}
+		if err := os.Rename(path+".tmp", path); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	return nil
+}
+
+// Markdown is the table of the suites and the list of the differences.
+func (r *Report) Markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# BuildKit %s, %s worker\n\n", r.Version, r.Worker)
+	fmt.Fprintln(&b, "| suite | packages | upstream pass | fail | skip | graphload pass | fail | skip | regressions |")
+	fmt.Fprintln(&b, "|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+	total := SuiteCount{}
+	row := func(s *SuiteCount, regressions int) {
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %d | %d | %d |\n", s.Name, s.Packages,
+			s.Upstream.Pass, s.Upstream.Fail, s.Upstream.Skip, s.Graphload.Pass, s.Graphload.Fail, s.Graphload.Skip, regressions)
+	}
+	for _, s := range r.Suites {
+		n := 0
+		for _, d := range r.Regressions() {
+			if inSuite(d.Package, s.Name) {
+				n++
+			}
+		}
+		row(s, n)
+		total.Packages += s.Packages
+		total.Same += s.Same
+		total.Upstream.sum(s.Upstream)
+		total.Graphload.sum(s.Graphload)
+	}
+	total.Name = "all"
+	row(&total, len(r.Regressions()))
+	fmt.Fprintf(&b, "\nTests with others below are not counted. %d packages have the same source code in both trees and start no daemon: they were run once.\n", total.Same)
+	for _, race := range r.Races.New {
+		fmt.Fprintf(&b, "\nData race, not seen with upstream: %s\n\n```\n%s\n```\n", race.Place, race.Report)
+	}
+	if len(r.Differences) == 0 {
+		return b.String()
+	}
+	fmt.Fprint(&b, "\n| test | upstream | graphload | verdict |\n|---|---|---|---|\n")
+	for _, d := range r.Differences {
+		fmt.Fprintf(&b, "| %s %s | %s | %s | %s |\n", d.Package, d.Test, join(d.Upstream), join(d.Graphload), d.Verdict)
+	}
+	return b.String()
+}
+
+func inSuite(pkg, suite string) bool {
+	return pkg == suite || strings.HasPrefix(pkg, suite+"/")
+}
+
+func join(statuses []Status) string {
+	s := make([]string, len(statuses))
+	for i, st := range statuses {
+		s[i] = string(st)
+	}
+	return strings.Join(s, " ")
+}
+
+type junitSuites struct {
+	XMLName xml.Name      `xml:"testsuites"`
+	Suites  []*junitSuite `xml:"testsuite"`
+}
+
+type junitSuite struct {
+	Name     string      `xml:"name,attr"`
+	Tests    int         `xml:"tests,attr"`
+	Failures int         `xml:"failures,attr"`
+	Skipped  int         `xml:"skipped,attr"`
+	Cases    []junitCase `xml:"testcase"`
+}
+
+type junitCase struct {
+	Class   string        `xml:"classname,attr"`
+	Name    string        `xml:"name,attr"`
+	Time    float64       `xml:"time,attr"`
+	Failure *junitMessage `xml:"failure"`
+	Skipped *junitMessage `xml:"skipped"`
+}
+
+type junitMessage struct {
+	Message string `xml:"message,attr"`
+	Text    string `xml:",chardata"`
+}
+
+// junit has a failure for each regression. A test that does not pass on
+// upstream's daemon either is skipped.
+func (r *Report) junit() ([]byte, error) {
+	regressions := map[[2]string]Difference{}
+	for _, d := range r.Regressions() {
+		regressions[[2]string{d.Package, d.Test}] = d
+	}
+	var out junitSuites
+	var current *junitSuite
+	add := func(pkg string, c junitCase) {
+		if current == nil || current.Name != pkg {
+			current = &junitSuite{Name: pkg}
+			out.Suites = append(out.Suites, current)
+		}
+		current.Cases = append(current.Cases, c)
+		current.Tests++
+		if c.Failure != nil {
+			current.Failures++
+		}
+		if c.Skipped != nil {
+			current.Skipped++
+		}
+	}
+	failure := func(d Difference) *junitMessage {
+		return &junitMessage{
+			Message: fmt.Sprintf("upstream: %s; graphload: %s", join(d.Upstream), join(d.Graphload)),
+			Text:    strings.ToValidUTF8(d.Output, "?"),
+		}
+	}
+	for _, t := range r.Tests {
+		c := junitCase{Class: t.Package, Name: t.Name, Time: t.Seconds}
+		key := [2]string{t.Package, t.Name}
+		if d, ok := regressions[key]; ok {
+			c.Failure = failure(d)
+			delete(regressions, key)
+		} else if t.Graphload != Pass {
+			c.Skipped = &junitMessage{Message: fmt.Sprintf("upstream: %s; graphload: %s", t.Upstream, t.Graphload)}
+		}
+		add(t.Package, c)
+	}
+	for _, d := range r.Differences { // tests that have others below
+		if _, ok := regressions[[2]string{d.Package, d.Test}]; ok && d.Verdict == Regression {
+			add(d.Package, junitCase{Class: d.Package, Name: d.Test, Failure: failure(d)})
+		}
+	}
+	dt, err := xml.MarshalIndent(out, "", "  ")
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	return append([]byte(xml.Header), append(dt, '\n')...), nil
+}
+
+// writeLog writes what the tests that did not pass have printed.
+func writeLog(path string, results Results, output string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	for _, test := range names(results) {
+		fmt.Fprintf(f, "=== %s %s\n%s", results[test].Status, test, results[test].Output)
+	}
+	fmt.Fprintf(f, "=== package\n%s", output)
+	return errors.WithStack(f.Close())
+}

@@ -1,0 +1,404 @@
+// Package conformance runs BuildKit's own tests with upstream's daemon and with
+// ours, and compares how each of them ended.
+//
+// The tests of a package run in their own process, as with go test. Those that
+// need a daemon start one each with BuildKit's integration harness, which finds
+// it in PATH, and take their images from a registry that is filled here:
+// nothing is pulled. No test is known to be flaky or to need a network: upstream
+// decides, and what differs is tried again on both.
+package conformance
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/graphload/graphload/internal/assemble"
+	"github.com/pkg/errors"
+)
+
+// Flavors of BuildKit, by index.
+const (
+	Upstream = iota
+	Graphload
+)
+
+var flavorNames = [...]string{"upstream", "graphload"}
+
+// Options select what is run.
+type Options struct {
+	Trees    [2]*assemble.Tree
+	Bin      [2]string // folders with buildkitd and buildctl
+	Registry string    // the registry binary
+	Suites   []string
+	Run      string // -test.run
+	Worker   string // the only one that is used
+	Retries  int
+	Shard    int // from 1, of Shards
+	Shards   int
+	Output   string        // folder of the reports
+	Timeout  time.Duration // of the tests of one package
+	Progress func(format string, args ...any)
+}
+
+// stopTimeout is how long a test process may take to end after it was told to.
+const stopTimeout = 30 * time.Second
+
+// Run runs the suites and writes the reports.
+func Run(ctx context.Context, opt Options) (_ *Report, retErr error) {
+	dir, err := os.MkdirTemp("", "conf-") // short, for the sockets in it
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	r := &runner{Options: opt, dir: dir}
+	defer func() {
+		if err := clean(dir); retErr == nil {
+			retErr = err
+		}
+	}()
+	if err := os.MkdirAll(filepath.Join(opt.Output, "logs"), 0o755); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	for i, bin := range opt.Bin {
+		if err := os.MkdirAll(r.races(i), 0o755); err != nil {
+			return nil, errors.WithStack(err)
+		}
+		for _, src := range []string{filepath.Join(bin, "buildkitd"), filepath.Join(bin, "buildctl"), opt.Registry} {
+			if err := r.link(i, src); err != nil {
+				return nil, err
+			}
+		}
+	}
+	pkgs, err := listPackages(ctx, opt.Trees[Graphload], opt.Suites)
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMirror(ctx, opt.Registry, filepath.Join(dir, "mirror"))
+	if err != nil {
+		return nil, errors.Wrap(err, "failed to fill the registry")
+	}
+	defer m.close()
+
+	report := newReport(opt)
+	for i, p := range pkgs {
+		if r.inShard(i, p) {
+			res, err := r.compare(ctx, p)
+			if err != nil {
+				return nil, errors.Wrap(err, p.name)
+			}
+			report.add(res)
+		}
+		if i+1 == len(pkgs) || pkgs[i+1].suite != p.suite {
+			s := report.suite(p.suite)
+			opt.Progress("%s: upstream %s, graphload %s", p.suite, s.Upstream, s.Graphload)
+		}
+		if report.Races, err = newRaces(r.races(Upstream), r.races(Graphload)); err != nil {
+			return nil, err
+		}
+		if err := report.Write(opt.Output); err != nil {
+			return nil, err
+		}
+	}
+	return report, nil
+}
+
+// inShard tells if the package, the i-th, is run at all. The tests of the
+// harness are divided, other packages belong to one shard.
+func (r *runner) inShard(i int, p testPackage) bool {
+	return p.daemons || r.Shards < 2 || i%r.Shards == r.Shard-1
+}
+
+type runner struct {
+	Options
+	dir string
+}
+
+// races is the folder that daemons with the race detector write reports to.
+func (r *runner) races(flavor int) string {
+	return filepath.Join(r.dir, "races", flavorNames[flavor])
+}
+
+// path is the folder that comes first in PATH.
+func (r *runner) path(flavor int) string {
+	return filepath.Join(r.dir, "bin", flavorNames[flavor])
+}
+
+func (r *runner) link(flavor int, src string) error {
+	name := filepath.Base(src)
+	if src == r.Registry {
+		name = "registry"
+	}
+	if err := os.MkdirAll(r.path(flavor), 0o755); err != nil {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(os.Symlink(src, filepath.Join(r.path(flavor), name)))
+}
+
+// packageResult is a package with the results of both.
+type packageResult struct {
+	testPackage
+	results     [2]Results
+	output      [2]string // of the processes
+	differences []Difference
+}
+
+// compare runs the tests of a package with both, and again those that differ.
+func (r *runner) compare(ctx context.Context, p testPackage) (*packageResult, error) {
+	var bin [2]string
+	defer func() {
+		for _, b := range bin {
+			os.Remove(b)
+		}
+	}()
+	for i := range bin {
+		if i > 0 && !p.changed {
+			bin[i] = bin[i-1] // the source code is the same
+			break
+		}
+		bin[i] = filepath.Join(r.dir, fmt.Sprintf("%d.test", i))
+		if err := p.compile(ctx, r.Trees[i], bin[i]); err != nil {
+			return nil, err
+		}
+		if _, err := os.Stat(bin[i]); err != nil {
+			bin[i] = "" // this tree has no such package, or no tests in it
+		}
+	}
+	res := &packageResult{testPackage: p}
+	for i := range bin {
+		if i > 0 && !p.changed && !p.daemons {
+			res.results[i], res.output[i] = res.results[i-1], res.output[i-1]
+			break
+		}
+		res.results[i] = Results{}
+		for _, args := range r.selections(p) {
+			rs, out, err := r.test(ctx, p, i, bin[i], args)
+			if err != nil {
+				return nil, err
+			}
+			res.results[i].merge(rs)
+			res.output[i] += out
+		}
+		name := fmt.Sprintf("%s-%s.log", strings.ReplaceAll(p.name, "/", "_"), flavorNames[i])
+		if err := writeLog(filepath.Join(r.Output, "logs", name), res.results[i], res.output[i]); err != nil {
+			return nil, err
+		}
+	}
+	return res, r.retry(ctx, res, bin)
+}
+
+// selections returns the arguments of the processes that run the package. In a
+// shard those with tests of the harness run a slice of these, and the first
+// shard has the other tests.
+func (r *runner) selections(p testPackage) [][]string {
+	other := "^worker=(containerd|dockerd)"
+	if r.Worker == "containerd" {
+		other = "^worker=(oci|dockerd)"
+	}
+	run := r.Options.Run
+	if run == "" {
+		run = "."
+	}
+	if r.Shards < 2 || !p.daemons {
+		return [][]string{{"-test.run=" + run, "-test.skip=.*/.*/" + other}}
+	}
+	selections := [][]string{{
+		fmt.Sprintf("-test.run=^Test/slice=%d-%d", r.Shard, r.Shards),
+		"-test.skip=.*/.*/.*/" + other,
+	}}
+	if r.Shard == 1 {
+		selections = append(selections, []string{"-test.run=" + run, "-test.skip=.*/.*/^worker="})
+	}
+	return selections
+}
+
+// retry runs the tests that differ again, and records what came out.
+func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) error {
+	up, gl := res.results[Upstream], res.results[Graphload]
+	tests := candidates(up, gl)
+	diffs := make([]Difference, len(tests))
+	for i, test := range tests {
+		diffs[i] = Difference{
+			Package: res.name, Test: test,
+			Upstream: []Status{up.status(test)}, Graphload: []Status{gl.status(test)},
+		}
+		if g := gl[test]; g != nil {
+			diffs[i].Output = g.Output
+		}
+		r.Progress("%s: %s differs: upstream %s, graphload %s", res.name, test, up.status(test), gl.status(test))
+	}
+	for n := range r.Retries {
+		if len(tests) == 0 {
+			break
+		}
+		r.Progress("%s: trying %d tests again (%d/%d)", res.name, len(tests), n+1, r.Retries)
+		for flavor := range bin {
+			rs, _, err := r.test(ctx, res.testPackage, flavor, bin[flavor], []string{"-test.run=" + again(tests)})
+			if err != nil {
+				return err
+			}
+			for i, test := range tests {
+				list := &diffs[i].Upstream
+				if flavor == Graphload {
+					list = &diffs[i].Graphload
+				}
+				*list = append(*list, rs.status(test))
+			}
+		}
+	}
+	for i := range diffs {
+		diffs[i].Verdict = judge(diffs[i].Upstream, diffs[i].Graphload)
+	}
+	for _, test := range improved(up, gl) {
+		diffs = append(diffs, Difference{
+			Package: res.name, Test: test, Verdict: Improved,
+			Upstream: []Status{up.status(test)}, Graphload: []Status{gl.status(test)},
+		})
+	}
+	res.differences = diffs
+	return nil
+}
+
+// test runs a test binary to its end and returns its results and what it
+// printed itself.
+func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string, args []string) (Results, string, error) {
+	results := Results{}
+	if ctx.Err() != nil {
+		return nil, "", errors.WithStack(context.Cause(ctx))
+	}
+	if bin == "" {
+		return results, "", nil
+	}
+	tmp := filepath.Join(r.dir, "t")
+	if err := os.MkdirAll(tmp, 0o755); err != nil {
+		return nil, "", errors.WithStack(err)
+	}
+	cmd := exec.Command(bin, append([]string{"-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + r.Timeout.String()}, args...)...) //nolint:noctx // interrupted below
+	cmd.Dir = p.dir(r.Trees[flavor])
+	if _, err := os.Stat(cmd.Dir); err != nil {
+		cmd.Dir = p.dir(r.Trees[Graphload])
+	}
+	cmd.Env = append(os.Environ(),
+		"PATH="+r.path(flavor)+":"+os.Getenv("PATH"),
+		"PWD="+cmd.Dir,
+		"TMPDIR="+tmp,
+		"BUILDKIT_REGISTRY_MIRROR_DIR="+filepath.Join(r.dir, "mirror"),
+		"REGISTRY_VALIDATION_DISABLED=true", // pushes with layers at URLs
+		"OTEL_TRACES_EXPORTER=none",
+		"GORACE=atexit_sleep_ms=0 log_path="+filepath.Join(r.races(flavor), "race"),
+		marker+"="+r.dir,
+	)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us
+
+	out, w, err := os.Pipe()
+	if err != nil {
+		return nil, "", errors.WithStack(err)
+	}
+	defer out.Close()
+	convert := exec.Command("go", "tool", "test2json", "-t", "-p", p.name) //nolint:noctx // ends with its input
+	convert.Dir = r.Trees[Graphload].Dir
+	convert.Stdin = out
+	convert.Env = append(os.Environ(), "GOWORK=off")
+	convert.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	events, err := convert.StdoutPipe()
+	if err != nil {
+		w.Close()
+		return nil, "", errors.WithStack(err)
+	}
+	if err := convert.Start(); err != nil {
+		w.Close()
+		return nil, "", errors.WithStack(err)
+	}
+	cmd.Stdout, cmd.Stderr = w, w
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		convert.Wait()
+		return nil, "", errors.WithStack(err)
+	}
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		cmd.Wait() // its status is in the events
+		// daemons that a crashed process leaves hold the pipe
+		killMarked(r.dir)
+	}()
+	stopped := make(chan struct{})
+	defer func() { <-stopped }()
+	go func() {
+		defer close(stopped)
+		select {
+		case <-exited:
+			return
+		case <-ctx.Done():
+		}
+		cmd.Process.Signal(syscall.SIGTERM) // the harness ends its daemons
+		select {
+		case <-exited:
+		case <-time.After(stopTimeout):
+			killMarked(r.dir)
+		}
+		<-exited
+	}()
+
+	c := newCounter(r.Progress, p.name, flavorNames[flavor])
+	defer c.stop()
+	output, err := results.parse(events, c.count)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := convert.Wait(); err != nil {
+		return nil, "", errors.Wrap(err, "go tool test2json")
+	}
+	<-exited
+	if ctx.Err() != nil {
+		return nil, "", errors.WithStack(context.Cause(ctx))
+	}
+	return results, output, clean(tmp)
+}
+
+// counter reports progress while a process runs.
+type counter struct {
+	mu     sync.Mutex
+	counts Counts
+	done   chan struct{}
+	wg     sync.WaitGroup
+}
+
+const progressInterval = 20 * time.Second
+
+func newCounter(progress func(string, ...any), pkg, flavor string) *counter {
+	c := &counter{done: make(chan struct{})}
+	start := time.Now()
+	c.wg.Go(func() {
+		t := time.NewTicker(progressInterval)
+		defer t.Stop()
+		for {
+			select {
+			case <-c.done:
+				return
+			case <-t.C:
+				c.mu.Lock()
+				progress("%s on %s, %s: %s so far", pkg, flavor, time.Since(start).Round(time.Second), c.counts)
+				c.mu.Unlock()
+			}
+		}
+	})
+	return c
+}
+
+func (c *counter) count(s Status) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counts.add(s)
+}
+
+func (c *counter) stop() {
+	close(c.done)
+	c.wg.Wait()
+}
