@@ -6,7 +6,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,6 +32,7 @@ type peer struct {
 	secrets map[string]string
 	agent   string // socket of an SSH agent
 	locals  map[string]string
+	attach  []session.Attachable
 	status  chan *client.SolveStatus
 }
 
@@ -39,29 +42,42 @@ type peerBuild struct {
 }
 
 // run runs f as a build of the peer and returns when the build has ended.
-func (p peer) run(ctx context.Context, t *testing.T, c *client.Client, f func(context.Context, peerBuild) error) error {
-	opt := client.SolveOpt{LocalMounts: map[string]fsutil.FS{}}
+func (p peer) run(ctx context.Context, c *client.Client, f func(context.Context, peerBuild) error) error {
+	opt, err := p.options()
+	if err != nil {
+		return err
+	}
+	_, err = c.Build(ctx, opt, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
+		return gateway.NewResult(), f(ctx, peerBuild{gc})
+	}, p.status)
+	return errors.Wrapf(err, "build of %s", p.name)
+}
+
+// options are the session of the peer.
+func (p peer) options() (client.SolveOpt, error) {
+	opt := client.SolveOpt{LocalMounts: map[string]fsutil.FS{}, Session: slices.Clone(p.attach)}
 	secrets := map[string][]byte{}
 	for id, v := range p.secrets {
 		secrets[id] = []byte(v)
 	}
 	if p.secrets != nil {
-		opt.Session = append(opt.Session, session.Attachable(secretsprovider.FromMap(secrets)))
+		opt.Session = append(opt.Session, secretsprovider.FromMap(secrets))
 	}
 	if p.agent != "" {
 		ssh, err := sshprovider.NewSSHAgentProvider([]sshprovider.AgentConfig{{Paths: []string{p.agent}}})
-		require.NoError(t, err)
+		if err != nil {
+			return opt, err
+		}
 		opt.Session = append(opt.Session, ssh)
 	}
 	for name, dir := range p.locals {
 		fs, err := fsutil.NewFS(dir)
-		require.NoError(t, err)
+		if err != nil {
+			return opt, err
+		}
 		opt.LocalMounts[name] = fs
 	}
-	_, err := c.Build(ctx, opt, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
-		return gateway.NewResult(), f(ctx, peerBuild{gc})
-	}, p.status)
-	return errors.Wrapf(err, "build of %s", p.name)
+	return opt, nil
 }
 
 // solve solves a state lazily.
@@ -159,12 +175,12 @@ func TestChildFirst(t *testing.T) {
 			}
 			tc.base.locals["rootfs"] = dir
 			child := peer{name: "child", locals: shared, secrets: map[string]string{"other": "x"}}
-			err := tc.base.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error {
+			err := tc.base.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
 				ref, err := b.solve(ctx, tc.state)
 				if err != nil {
 					return err
 				}
-				if err := child.run(ctx, t, c, func(ctx context.Context, b peerBuild) error {
+				if err := child.run(ctx, c, func(ctx context.Context, b peerBuild) error {
 					return b.evaluate(ctx, sh(tc.state, "true"))
 				}); err != nil {
 					return err
@@ -214,7 +230,7 @@ func TestOrders(t *testing.T) {
 					return nil
 				}
 				p := peer{name: fmt.Sprint(i), secrets: map[string]string{"token": fmt.Sprintf("value%d", i)}, locals: locals}
-				return p.run(ctx, t, c, func(ctx context.Context, b peerBuild) (err error) {
+				return p.run(ctx, c, func(ctx context.Context, b peerBuild) (err error) {
 					if refs[i], err = b.solve(ctx, states[i]); err != nil {
 						return err
 					}
@@ -257,11 +273,11 @@ func TestIsolation(t *testing.T) {
 		"optional agent":  {sh(state, `test -S "$SSH_AUTH_SOCK"`, llb.AddSSHSocket(llb.SSHOptional)), "exit code: 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.NoError(t, base.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error {
+			require.NoError(t, base.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
 				if _, err := b.solve(ctx, state); err != nil {
 					return err
 				}
-				err := thief.run(ctx, t, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, tc.step) })
+				err := thief.run(ctx, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, tc.step) })
 				require.ErrorContains(t, err, tc.err)
 				return nil
 			}))
@@ -280,25 +296,25 @@ func TestOwnerGone(t *testing.T) {
 	state := sh(root, "true", secretFile("token"))
 
 	base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: locals}
-	require.NoError(t, base.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error {
+	require.NoError(t, base.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
 		_, err := b.solve(ctx, state)
 		return err
 	}))
 	child := peer{name: "child", secrets: map[string]string{}, locals: locals}
 	evaluate := func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }
 	start := time.Now()
-	require.ErrorContains(t, child.run(t.Context(), t, c, evaluate), "secret token: not found")
+	require.ErrorContains(t, child.run(t.Context(), c, evaluate), "secret token: not found")
 	require.Less(t, time.Since(start), 10*time.Second)
 
 	// a build that only solved the same steps and offers nothing changes nothing
 	nothing := peer{name: "nothing", locals: locals}
-	require.NoError(t, nothing.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error {
+	require.NoError(t, nothing.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
 		if _, err := b.solve(ctx, state); err != nil {
 			return err
 		}
-		err := child.run(ctx, t, c, evaluate)
+		err := child.run(ctx, c, evaluate)
 		require.ErrorContains(t, err, "secret token: not found (2 builds were asked, none offered it)")
-		return base.run(ctx, t, c, evaluate)
+		return base.run(ctx, c, evaluate)
 	}), "the failure of the child must not be given to base")
 }
 
@@ -325,9 +341,9 @@ func TestSilentOwner(t *testing.T) {
 
 	base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: locals}
 	child := peer{name: "child", secrets: map[string]string{"token": "child"}, locals: locals}
-	require.NoError(t, child.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, root) }))
+	require.NoError(t, child.run(t.Context(), c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, root) }))
 	solved := make(chan struct{})
-	go base.run(t.Context(), t, stopped, func(ctx context.Context, b peerBuild) error {
+	go base.run(t.Context(), stopped, func(ctx context.Context, b peerBuild) error {
 		_, err := b.solve(ctx, state)
 		close(solved)
 		if err == nil {
@@ -338,7 +354,7 @@ func TestSilentOwner(t *testing.T) {
 	<-solved
 	proxy.stop()
 	start := time.Now()
-	require.NoError(t, child.run(t.Context(), t, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }))
+	require.NoError(t, child.run(t.Context(), c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }))
 	require.Less(t, time.Since(start), time.Minute)
 	t.Logf("the child waited %s", time.Since(start))
 }
@@ -348,13 +364,19 @@ func TestSilentOwner(t *testing.T) {
 type proxy struct {
 	addr    string
 	stopped chan struct{}
+
+	mu    sync.Mutex
+	conns []net.Conn
 }
 
 func newProxy(t *testing.T, target string) *proxy {
 	p := &proxy{addr: filepath.Join(t.TempDir(), "proxy.sock"), stopped: make(chan struct{})}
 	l, err := net.Listen("unix", p.addr) //nolint:noctx // closed at the end of the test
 	require.NoError(t, err)
-	t.Cleanup(func() { l.Close() })
+	t.Cleanup(func() {
+		l.Close()
+		p.cut()
+	})
 	go func() {
 		for {
 			in, err := l.Accept()
@@ -366,12 +388,23 @@ func newProxy(t *testing.T, target string) *proxy {
 				in.Close()
 				continue
 			}
-			t.Cleanup(func() { in.Close(); out.Close() })
+			p.mu.Lock()
+			p.conns = append(p.conns, in, out)
+			p.mu.Unlock()
 			go p.copy(in, out)
 			go p.copy(out, in)
 		}
 	}()
 	return p
+}
+
+// cut closes the connections.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		c.Close()
+	}
 }
 
 func (p *proxy) stop() {

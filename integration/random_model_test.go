@@ -33,6 +33,9 @@ const (
 // missing is what a step sees of an optional need that no build offers.
 const missing = "-"
 
+// cutOff is what a step sees of an agent whose build ends while it is used.
+const cutOff = "cut"
+
 // need is something that a step takes from a session.
 type need struct {
 	kind     needKind
@@ -46,6 +49,14 @@ func (n need) offer() string {
 		return "ssh"
 	}
 	return n.id
+}
+
+// missing is how the daemon reports that nobody offers the need.
+func (n need) missing() string {
+	if n.kind == sshAgent {
+		return "no SSH key"
+	}
+	return fmt.Sprintf("secret %s: not found", n.id)
 }
 
 func (n need) String() string {
@@ -187,11 +198,18 @@ var (
 	randomSecrets   = []string{"token", "key", "login"}
 )
 
+const maxRandomBuilds = 12
+
+// randomOffer is the value that a build has for an id.
+func randomOffer(id string, build int) string {
+	return fmt.Sprintf("%s-of-b%d", id, build)
+}
+
 // newRandomGraph makes the graph of a number in the series of a seed.
 func newRandomGraph(seed uint64, number int) *randomGraph {
 	rnd := rand.New(rand.NewPCG(seed, uint64(number))) //nolint:gosec // not for secrets
 	g := &randomGraph{seed: seed, number: number, platforms: randomPlatforms[:1+rnd.IntN(len(randomPlatforms))]}
-	n := 2 + min(rnd.IntN(11), rnd.IntN(11))
+	n := 2 + min(rnd.IntN(maxRandomBuilds-1), rnd.IntN(maxRandomBuilds-1))
 	for i := range n {
 		g.addBuild(rnd, i)
 	}
@@ -212,7 +230,7 @@ func (g *randomGraph) addBuild(rnd *rand.Rand, i int) {
 	}
 	for _, id := range append([]string{"ssh"}, randomSecrets...) {
 		if chance(rnd, 0.4) {
-			b.offers[id] = fmt.Sprintf("%s-of-%s", id, b.name)
+			b.offers[id] = randomOffer(id, i)
 		}
 	}
 	if i > 0 && chance(rnd, 0.9) {
@@ -323,7 +341,7 @@ func (g *randomGraph) addRounds(rnd *rand.Rand) {
 			end()
 		}
 	}
-	for i := 0; len(active) > 0 && i < 3*len(g.builds); i++ {
+	for i := 0; len(active) > 0 && i < 3+len(g.builds); i++ {
 		if chance(rnd, 0.8) {
 			evaluate()
 		} else {
@@ -341,11 +359,11 @@ type expectation struct {
 
 // stepState is what the model knows about a step.
 type stepState struct {
-	seen     []map[string]bool      // values by need
-	done     bool                   // it has run for sure
-	maybe    bool                   // it may have run
-	poisoned map[*randomBuild]bool  // active builds that may have met its failure
-	loaded   map[*randomBuild]bool  // active builds that are building it
+	seen     []map[string]bool     // values by need
+	done     bool                  // it has run for sure
+	maybe    bool                  // it may have run
+	poisoned map[*randomBuild]bool // active builds that may have met its failure
+	loaded   map[*randomBuild]bool // active builds that are building it
 }
 
 // randomModel follows a graph from round to round.
@@ -394,6 +412,9 @@ func (m *randomModel) resolve(s *randomStep, n need, leaving, solving map[*rando
 		}
 		if v, ok := b.offers[n.offer()]; ok {
 			out[v] = true
+			if leaving[b] && n.kind == sshAgent {
+				out[cutOff] = true
+			}
 			certain = certain || !leaving[b] && !solving[b]
 		}
 	}
@@ -403,7 +424,11 @@ func (m *randomModel) resolve(s *randomStep, n need, leaving, solving map[*rando
 	for _, b := range builders {
 		if v, ok := b.offers[n.offer()]; ok {
 			out[v] = true
-			certain = certain || !leaving[b] && (m.steps[s].loaded[b] || len(building) == 1)
+			if leaving[b] && n.kind == sshAgent {
+				out[cutOff] = true
+			}
+			// the variant without cache has builders of its own
+			certain = certain || !leaving[b] && !m.reruns[s] && (m.steps[s].loaded[b] || len(building) == 1)
 		}
 	}
 	if !certain {
@@ -448,7 +473,7 @@ func (m *randomModel) start(round []randomOp) []expectation {
 			}
 			if values[missing] && !n.optional {
 				mayFail[s] = true
-				possible = possible && len(values) > 1
+				possible = possible && len(values) > 1 // something else than missing
 			}
 		}
 		if len(st.poisoned) > 0 {
@@ -466,7 +491,7 @@ func (m *randomModel) start(round []randomOp) []expectation {
 			e.mustFail = e.mustFail || mustFail[s]
 			if mayFail[s] {
 				for _, n := range s.needs {
-					e.errors = append(e.errors, n.id)
+					e.errors = append(e.errors, n.missing())
 				}
 			}
 		}

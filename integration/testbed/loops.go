@@ -6,6 +6,7 @@ import (
 	"embed"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,6 +47,30 @@ var Loops = []Loop{
 		ssh:   true,
 	},
 }
+
+// Matrix are the bakes of the compatibility table: those of the demo and more.
+var Matrix = append(slices.Clip(Loops), []Loop{
+	{
+		Name:    "platforms",
+		About:   "base with a secret on three platforms, child chained on it",
+		secrets: []string{"TOKEN"},
+	},
+	{
+		Name:    "shared",
+		About:   "base with a secret, built alone and as the context of three others",
+		secrets: []string{"TOKEN"},
+	},
+	{
+		Name:    "matrix",
+		About:   "matrix of targets with a secret, chained on by another matrix",
+		secrets: []string{"TOKEN"},
+	},
+	{
+		Name:  "sshrequired",
+		About: "base with a required ssh mount on two platforms, child chained on it",
+		ssh:   true,
+	},
+}...)
 
 // FindLoops returns the loops of the given names, all of them for none.
 func FindLoops(names []string) ([]Loop, error) {

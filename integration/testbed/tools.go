@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"github.com/pkg/errors"
+	"golang.org/x/mod/semver"
 )
 
 // tool is a command of a Go module at one version.
@@ -31,6 +34,11 @@ var buildxSums = map[string]string{
 	"v0.36.1": "h1:U7JTUSSeooFXbG+0HcI+CMjEIkvuZgJegXRZ1q7K63Q=",
 	"v0.37.2": "h1:6EYElyvQe7aPnp2yDmCLa4/0jXYs8dAHfWKVO6dsFwA=",
 	"v0.38.2": "h1:TTn5GXRaZatKpvJ4l7xXuS/N8kTIkLFP0WvGRkbbW9U=",
+}
+
+// BuildxVersions are the releases of buildx that can be used, oldest first.
+func BuildxVersions() []string {
+	return slices.SortedFunc(maps.Keys(buildxSums), semver.Compare)
 }
 
 // Buildx returns the path of an unmodified buildx of the given version. It is

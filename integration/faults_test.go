@@ -1,0 +1,482 @@
+package integration
+
+import (
+	"context"
+	"io"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+)
+
+// faultTimeout is how long anything may take after a fault.
+const faultTimeout = 10 * time.Second
+
+// within fails the test when f takes longer than faultTimeout.
+func within(t *testing.T, ctx context.Context, f func(context.Context) error) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(ctx, 6*faultTimeout, errors.New("hangs"))
+	defer cancel()
+	start := time.Now()
+	err := f(ctx)
+	require.Less(t, time.Since(start), faultTimeout, "took too long, with error %v", err)
+	return err
+}
+
+func marshal(t *testing.T, st llb.State) []byte {
+	t.Helper()
+	def, err := st.Marshal(t.Context(), llb.LocalUniqueID("testbed"))
+	require.NoError(t, err)
+	dt, err := def.ToPB().Marshal()
+	require.NoError(t, err)
+	return dt
+}
+
+// chain is a step of base that only base has the secret for.
+func (bed *randomBed) chain(name, script string) (base peer, child peer, state llb.State) {
+	base = peer{name: "base of " + name, secrets: map[string]string{"token": "base"}, locals: bed.locals}
+	child = peer{name: "child of " + name, secrets: map[string]string{}, locals: bed.locals}
+	return base, child, sh(bed.root, script+`; test "$(cat /run/secrets/token)" = base`, secretFile("token"))
+}
+
+// requireWorks builds a chain.
+func (bed *randomBed) requireWorks(t *testing.T, c *client.Client) {
+	t.Helper()
+	base, child, state := bed.chain(t.Name(), "true")
+	require.NoError(t, within(t, t.Context(), func(ctx context.Context) error {
+		return base.run(ctx, c, func(ctx context.Context, b peerBuild) error {
+			if _, err := b.solve(ctx, state); err != nil {
+				return err
+			}
+			return child.run(ctx, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) })
+		})
+	}))
+}
+
+func (bed *randomBed) process(t *testing.T, p peer, state llb.State, evaluate bool) *clientProcess {
+	t.Helper()
+	return startClient(t, processBuild{
+		Addr: bed.daemon.Addr, Name: p.name, Secrets: p.secrets, Locals: p.locals, Definition: marshal(t, state), Evaluate: evaluate,
+	})
+}
+
+// started is closed when a step prints its first line.
+func started(p *peer) <-chan struct{} {
+	ch := make(chan struct{})
+	status := make(chan *client.SolveStatus)
+	p.status = status
+	go func() {
+		found := false
+		for st := range status {
+			if !found && len(st.Logs) > 0 {
+				found = true
+				close(ch)
+			}
+		}
+	}()
+	return ch
+}
+
+func TestClientFaults(t *testing.T) {
+	bed := newRandomBed(t, testbed.Graphload)
+
+	t.Run("client of base killed", func(t *testing.T) {
+		base, child, state := bed.chain(t.Name(), "true")
+		p := bed.process(t, base, state, false)
+		p.expect(t, "solved")
+		p.signal(t, syscall.SIGKILL)
+		err := within(t, t.Context(), func(ctx context.Context) error {
+			return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+		})
+		require.ErrorContains(t, err, "token")
+		bed.requireWorks(t, bed.client)
+	})
+
+	t.Run("client of base killed in a step", func(t *testing.T) {
+		base, child, state := bed.chain(t.Name(), "echo started; sleep 2")
+		p := bed.process(t, base, state, false)
+		p.expect(t, "solved")
+		ch := started(&child)
+		done := make(chan error, 1)
+		go func() {
+			done <- child.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+		}()
+		<-ch
+		p.signal(t, syscall.SIGKILL)
+		// the secret is mounted when the step starts
+		require.NoError(t, <-done)
+		bed.requireWorks(t, bed.client)
+	})
+
+	t.Run("client of child killed in a step", func(t *testing.T) {
+		base, child, state := bed.chain(t.Name(), "echo started; sleep 2")
+		ch := started(&base)
+		require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+			ref, err := b.solve(ctx, state)
+			if err != nil {
+				return err
+			}
+			p := bed.process(t, child, state, true)
+			p.expect(t, "solved")
+			var eg errgroup.Group
+			eg.Go(func() error { return ref.Evaluate(ctx) })
+			<-ch
+			p.signal(t, syscall.SIGKILL)
+			return within(t, ctx, func(context.Context) error { return eg.Wait() })
+		}))
+		bed.requireWorks(t, bed.client)
+	})
+
+	t.Run("client of base stopped", func(t *testing.T) {
+		if testing.Short() {
+			t.Skip("waits for a health check")
+		}
+		base, child, _ := bed.chain(t.Name(), "true")
+		child.secrets["token"] = "child"
+		state := sh(bed.root, "cat /run/secrets/token > /seen", secretFile("token"))
+		p := bed.process(t, base, state, false)
+		p.expect(t, "solved")
+		p.signal(t, syscall.SIGSTOP)
+		require.NoError(t, child.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+			ref, err := b.solve(ctx, state)
+			if err != nil {
+				return err
+			}
+			seen, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/seen"})
+			require.NoError(t, err)
+			require.Equal(t, "child", string(seen))
+			return nil
+		}))
+		p.signal(t, syscall.SIGCONT)
+		bed.requireWorks(t, bed.client)
+	})
+
+	t.Run("connection of base cut", func(t *testing.T) {
+		base, child, state := bed.chain(t.Name(), "true")
+		proxy := newProxy(t, strings.TrimPrefix(bed.daemon.Addr, "unix://"))
+		c, err := client.New(t.Context(), "unix://"+proxy.addr)
+		require.NoError(t, err)
+		defer c.Close()
+		baseErr := base.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
+			if _, err := b.solve(ctx, state); err != nil {
+				return err
+			}
+			proxy.cut()
+			err := within(t, t.Context(), func(ctx context.Context) error {
+				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+			})
+			require.ErrorContains(t, err, "token")
+			return nil
+		})
+		require.Error(t, baseErr)
+		bed.requireWorks(t, bed.client)
+	})
+
+	t.Run("child canceled in a step", func(t *testing.T) {
+		base, child, state := bed.chain(t.Name(), "echo started; sleep 2")
+		ch := started(&child)
+		require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+			ref, err := b.solve(ctx, state)
+			if err != nil {
+				return err
+			}
+			childCtx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			go func() {
+				<-ch
+				cancel()
+			}()
+			require.Error(t, within(t, childCtx, func(ctx context.Context) error {
+				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+			}))
+			return within(t, ctx, func(ctx context.Context) error { return ref.Evaluate(ctx) })
+		}))
+	})
+
+	t.Run("solve canceled", func(t *testing.T) {
+		base, child, state := bed.chain(t.Name(), "true")
+		require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+			canceled, cancel := context.WithCancel(ctx)
+			cancel()
+			_, err := b.solve(canceled, state)
+			require.ErrorContains(t, err, context.Canceled.Error())
+			ref, err := b.solve(ctx, state)
+			if err != nil {
+				return err
+			}
+			if err := child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }); err != nil {
+				return err
+			}
+			return ref.Evaluate(ctx)
+		}))
+	})
+
+	t.Run("export canceled", func(t *testing.T) {
+		base, child, state := bed.chain(t.Name(), "true")
+		require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+			ref, err := b.solve(ctx, state)
+			if err != nil {
+				return err
+			}
+			require.Error(t, within(t, ctx, func(ctx context.Context) error {
+				ctx, cancel := context.WithCancel(ctx)
+				defer cancel()
+				return child.export(ctx, bed.client, state, cancelWriter(cancel))
+			}))
+			return within(t, ctx, func(ctx context.Context) error { return ref.Evaluate(ctx) })
+		}))
+		bed.requireWorks(t, bed.client)
+	})
+}
+
+// cancelWriter calls a function when something is written.
+type cancelWriter func()
+
+func (w cancelWriter) Write(dt []byte) (int, error) {
+	w()
+	return len(dt), nil
+}
+
+func (w cancelWriter) Close() error {
+	return nil
+}
+
+// export evaluates a state by exporting it.
+func (p peer) export(ctx context.Context, c *client.Client, st llb.State, w io.WriteCloser) error {
+	opt, err := p.options()
+	if err != nil {
+		return err
+	}
+	opt.Exports = []client.ExportEntry{{
+		Type:   client.ExporterTar,
+		Output: func(map[string]string) (io.WriteCloser, error) { return w, nil },
+	}}
+	_, err = c.Build(ctx, opt, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
+		def, err := st.Marshal(ctx, llb.LocalUniqueID("testbed"))
+		if err != nil {
+			return nil, err
+		}
+		return gc.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB()})
+	}, nil)
+	return errors.Wrapf(err, "export of %s", p.name)
+}
+
+// TestDaemonFaults ends the daemon in the middle of a chain and builds another
+// on the same root.
+func TestDaemonFaults(t *testing.T) {
+	t.Parallel()
+	for sig, script := range map[syscall.Signal]string{
+		// it lets steps end
+		syscall.SIGTERM: "echo started; sleep 1",
+		syscall.SIGKILL: "echo started; sleep 100",
+	} {
+		t.Run(sig.String(), func(t *testing.T) {
+			root := filepath.Join(t.TempDir(), "root")
+			rootfs := t.TempDir()
+			require.NoError(t, testbed.WriteRootfs(rootfs))
+			bed := &randomBed{
+				locals: map[string]string{"rootfs": rootfs},
+				root:   llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/")),
+			}
+			for range 2 {
+				bed.daemon = newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Root: root})
+				c := newClient(t, bed.daemon)
+				bed.requireWorks(t, c)
+
+				base, child, state := bed.chain(t.Name(), script)
+				ch := started(&child)
+				// what the clients are told depends on what they were about to ask
+				_ = func(ctx context.Context) error {
+					return base.run(ctx, c, func(ctx context.Context, b peerBuild) error {
+						if _, err := b.solve(ctx, state); err != nil {
+							return err
+						}
+						go func() {
+							<-ch
+							bed.daemon.Signal(sig) //nolint:errcheck // the test fails when the daemon does not end
+						}()
+						return child.run(ctx, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+					})
+				}(t.Context())
+				select {
+				case <-bed.daemon.Done():
+				case <-time.After(faultTimeout):
+					require.Fail(t, "the daemon did not end")
+				}
+				require.NoError(t, bed.daemon.Stop())
+			}
+		})
+	}
+}
+
+// refusal is something that a daemon refuses when it loads a definition.
+type refusal struct {
+	name   string
+	def    func(t *testing.T, bed *randomBed) *pb.Definition
+	policy *spb.Policy
+	large  bool // left out with -short
+}
+
+func definition(state func(*randomBed) llb.State, change func(*pb.Definition)) func(*testing.T, *randomBed) *pb.Definition {
+	return func(t *testing.T, bed *randomBed) *pb.Definition {
+		def, err := state(bed).Marshal(t.Context(), llb.LocalUniqueID("testbed"))
+		require.NoError(t, err)
+		out := def.ToPB()
+		if change != nil {
+			change(out)
+		}
+		return out
+	}
+}
+
+// changeOp changes the nth op from the end, but not what refers to it.
+func changeOp(n int, change func(*pb.Op)) func(*pb.Definition) {
+	return func(def *pb.Definition) {
+		var op pb.Op
+		i := len(def.Def) - 1 - n
+		if err := op.Unmarshal(def.Def[i]); err != nil {
+			panic(err)
+		}
+		change(&op)
+		dt, err := op.Marshal()
+		if err != nil {
+			panic(err)
+		}
+		def.Def[i] = dt
+	}
+}
+
+// terminal is the last op of a definition, which only points at the result;
+// the step is before it.
+const terminal, step = 0, 1
+
+func refusals() []refusal {
+	simple := func(bed *randomBed) llb.State {
+		return bed.root.Run(llb.Args([]string{"/bin/true"}), llb.Network(llb.NetModeNone)).Root()
+	}
+	redirect := func(change func(*pb.Op)) func(*pb.Definition) {
+		return func(def *pb.Definition) {
+			changeOp(step, change)(def)
+			changeOp(terminal, func(op *pb.Op) { op.Inputs[0].Digest = digestOf(def.Def[len(def.Def)-2]) })(def)
+		}
+	}
+	return []refusal{
+		{name: "no ops", def: definition(simple, func(def *pb.Definition) { def.Def = nil })},
+		{name: "only a terminal", def: definition(simple, func(def *pb.Definition) { def.Def = def.Def[len(def.Def)-1:] })},
+		{name: "missing input", def: definition(simple, func(def *pb.Definition) { def.Def = def.Def[1:] })},
+		{name: "changed op", def: definition(simple, changeOp(step, func(op *pb.Op) { op.GetExec().Meta.Cwd = "/tmp" }))},
+		{name: "terminal with a bad index", def: definition(simple, changeOp(terminal, func(op *pb.Op) { op.Inputs[0].Index = 99 }))},
+		{name: "terminal with a negative index", def: definition(simple, changeOp(terminal, func(op *pb.Op) { op.Inputs[0].Index = -7 }))},
+		{name: "terminal with a bad digest", def: definition(simple, changeOp(terminal, func(op *pb.Op) { op.Inputs[0].Digest = "sha256:x" }))},
+		{name: "input with a bad index", def: definition(simple, redirect(func(op *pb.Op) { op.Inputs[0].Index = 99 }))},
+		{name: "mount with a bad input", def: definition(simple, redirect(func(op *pb.Op) { op.GetExec().Mounts[0].Input = 99 }))},
+		{name: "mount with a bad output", def: definition(simple, redirect(func(op *pb.Op) { op.GetExec().Mounts[0].Output = 99 }))},
+		{name: "no mounts", def: definition(simple, redirect(func(op *pb.Op) { op.GetExec().Mounts = nil }))},
+		{name: "no meta", def: definition(simple, redirect(func(op *pb.Op) { op.GetExec().Meta = nil }))},
+		{name: "no op", def: definition(simple, redirect(func(op *pb.Op) { op.Op = nil }))},
+		{name: "garbage", def: definition(simple, func(def *pb.Definition) { def.Def[0] = []byte(strings.Repeat("\xff", 100)) })},
+		{name: "unknown source", def: definition(simple, func(def *pb.Definition) {
+			changeOp(step, func(op *pb.Op) {
+				op.Op = &pb.Op_Source{Source: &pb.SourceOp{Identifier: "nothing://x"}}
+				op.Inputs = nil
+			})(def)
+			changeOp(terminal, func(op *pb.Op) { op.Inputs[0].Digest = digestOf(def.Def[len(def.Def)-2]) })(def)
+		})},
+		{name: "insecure step", def: definition(func(bed *randomBed) llb.State {
+			return bed.root.Run(llb.Args([]string{"/bin/true"}), llb.Security(llb.SecurityModeInsecure)).Root()
+		}, nil)},
+		{name: "host network", def: definition(func(bed *randomBed) llb.State {
+			return bed.root.Run(llb.Args([]string{"/bin/true"}), llb.Network(llb.NetModeHost)).Root()
+		}, nil)},
+		{
+			name: "denied by policy", def: definition(simple, nil),
+			policy: &spb.Policy{Rules: []*spb.Rule{{Action: spb.PolicyAction_DENY, Selector: &spb.Selector{Identifier: "local://rootfs"}}}},
+		},
+		{name: "huge name", def: definition(func(bed *randomBed) llb.State {
+			return bed.root.Run(llb.Args([]string{"/bin/true"}), llb.WithCustomName(strings.Repeat("name", 100_000))).Root()
+		}, nil)},
+		{name: "100,000 vertices", large: true, def: definition(func(*randomBed) llb.State {
+			var all []llb.State
+			for i := range 25_000 {
+				st := llb.Scratch().File(llb.Mkdir("/"+strconv.Itoa(i), 0o755))
+				all = append(all, st)
+			}
+			for len(all) > 1 {
+				var next []llb.State
+				for len(all) > 0 {
+					n := min(2, len(all))
+					next = append(next, llb.Merge(all[:n]))
+					all = all[n:]
+				}
+				all = next
+			}
+			return all[0].File(llb.Copy(llb.Scratch(), "/nothing", "/"))
+		}, nil)},
+	}
+}
+
+// TestRefusals has definitions that cannot be loaded or built. Solved lazily
+// they are no error, and evaluating them gives that of upstream's daemon.
+func TestRefusals(t *testing.T) {
+	results := map[testbed.Flavor]map[string]string{}
+	for _, flavor := range testbed.Flavors {
+		results[flavor] = map[string]string{}
+		t.Run(string(flavor), func(t *testing.T) {
+			bed := newRandomBed(t, flavor)
+			for _, r := range refusals() {
+				if r.large && testing.Short() {
+					continue
+				}
+				p := peer{name: r.name, locals: bed.locals}
+				def := r.def(t, bed)
+				err := within(t, t.Context(), func(ctx context.Context) error {
+					return p.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
+						req := gateway.SolveRequest{Definition: def}
+						if r.policy != nil {
+							req.SourcePolicies = []*spb.Policy{r.policy}
+						}
+						res, err := b.Solve(ctx, req)
+						if err != nil {
+							return errors.Wrap(err, "lazy solve")
+						}
+						ref, err := res.SingleRef()
+						if err != nil || r.large || ref == nil {
+							return err
+						}
+						return errors.Wrap(ref.Evaluate(ctx), "evaluation")
+					})
+				})
+				results[flavor][r.name] = "no error"
+				if err != nil {
+					// how many spaces a message has differs from binary to binary
+					results[flavor][r.name] = strings.Join(strings.Fields(err.Error()), " ")
+				}
+				base, _, state := bed.chain(r.name, "true")
+				require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }))
+			}
+		})
+	}
+	for _, r := range refusals() {
+		t.Run(r.name, func(t *testing.T) {
+			t.Logf("%.200s", results[testbed.Upstream][r.name])
+			require.Equal(t, results[testbed.Upstream][r.name], results[testbed.Graphload][r.name])
+		})
+	}
+}
+
+func digestOf(dt []byte) string {
+	return digest.FromBytes(dt).String()
+}

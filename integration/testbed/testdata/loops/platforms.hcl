@@ -1,0 +1,31 @@
+# A target whose step needs a secret, on three platforms, and a target that
+# continues from it without having the secret itself. See docker/buildx issue
+# 3543.
+
+variable "TOKEN" {}
+
+target "default" {
+  contexts  = { base = "target:base" }
+  platforms = ["linux/amd64", "linux/arm64", "linux/riscv64"]
+  output    = ["type=cacheonly"]
+
+  dockerfile-inline = <<EOT
+    FROM base
+    RUN cp /token.sha256 /child
+  EOT
+}
+
+target "base" {
+  args      = { TOKEN_SHA256 = sha256(TOKEN) }
+  secret    = ["id=token,env=TOKEN"]
+  platforms = ["linux/amd64", "linux/arm64", "linux/riscv64"]
+  output    = ["type=cacheonly"]
+
+  dockerfile-inline = <<EOT
+    FROM scratch
+    COPY rootfs /
+    ARG TOKEN_SHA256
+    RUN --mount=type=secret,id=token,required=true \
+      echo "$TOKEN_SHA256  /run/secrets/token" > /token.sha256 && sha256sum -c /token.sha256
+  EOT
+}
