@@ -234,7 +234,8 @@ func testDropInExitCodes(t *testing.T) {
 				cmd.WaitDelay = 10 * time.Second
 				dt, err := cmd.CombinedOutput()
 				if err != nil {
-					require.IsType(t, &exec.ExitError{}, err)
+					var exitErr *exec.ExitError
+					require.ErrorAs(t, err, &exitErr)
 				}
 				require.Equal(t, tc.code, cmd.ProcessState.ExitCode(), "%s: %s", flavor, dt)
 				outs = append(outs, normalize(t, bin, string(dt), dir))

@@ -26,7 +26,7 @@ import (
 const faultTimeout = 10 * time.Second
 
 // within fails the test when f takes longer than faultTimeout.
-func within(t *testing.T, ctx context.Context, f func(context.Context) error) error {
+func within(ctx context.Context, t *testing.T, f func(context.Context) error) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(ctx, 6*faultTimeout, errors.New("hangs"))
 	defer cancel()
@@ -56,7 +56,7 @@ func (bed *randomBed) chain(name, script string) (base peer, child peer, state l
 func (bed *randomBed) requireWorks(t *testing.T, c *client.Client) {
 	t.Helper()
 	base, child, state := bed.chain(t.Name(), "true")
-	require.NoError(t, within(t, t.Context(), func(ctx context.Context) error {
+	require.NoError(t, within(t.Context(), t, func(ctx context.Context) error {
 		return base.run(ctx, c, func(ctx context.Context, b peerBuild) error {
 			if _, err := b.solve(ctx, state); err != nil {
 				return err
@@ -98,7 +98,7 @@ func TestClientFaults(t *testing.T) {
 		p := bed.process(t, base, state, false)
 		p.expect(t, "solved")
 		p.signal(t, syscall.SIGKILL)
-		err := within(t, t.Context(), func(ctx context.Context) error {
+		err := within(t.Context(), t, func(ctx context.Context) error {
 			return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
 		})
 		require.ErrorContains(t, err, "token")
@@ -135,7 +135,7 @@ func TestClientFaults(t *testing.T) {
 			eg.Go(func() error { return ref.Evaluate(ctx) })
 			<-ch
 			p.signal(t, syscall.SIGKILL)
-			return within(t, ctx, func(context.Context) error { return eg.Wait() })
+			return within(ctx, t, func(context.Context) error { return eg.Wait() })
 		}))
 		bed.requireWorks(t, bed.client)
 	})
@@ -175,7 +175,7 @@ func TestClientFaults(t *testing.T) {
 				return err
 			}
 			proxy.cut()
-			err := within(t, t.Context(), func(ctx context.Context) error {
+			err := within(t.Context(), t, func(ctx context.Context) error {
 				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
 			})
 			require.ErrorContains(t, err, "token")
@@ -199,10 +199,10 @@ func TestClientFaults(t *testing.T) {
 				<-ch
 				cancel()
 			}()
-			require.Error(t, within(t, childCtx, func(ctx context.Context) error {
+			require.Error(t, within(childCtx, t, func(ctx context.Context) error {
 				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
 			}))
-			return within(t, ctx, func(ctx context.Context) error { return ref.Evaluate(ctx) })
+			return within(ctx, t, func(ctx context.Context) error { return ref.Evaluate(ctx) })
 		}))
 	})
 
@@ -231,12 +231,12 @@ func TestClientFaults(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			require.Error(t, within(t, ctx, func(ctx context.Context) error {
+			require.Error(t, within(ctx, t, func(ctx context.Context) error {
 				ctx, cancel := context.WithCancel(ctx)
 				defer cancel()
 				return child.export(ctx, bed.client, state, cancelWriter(cancel))
 			}))
-			return within(t, ctx, func(ctx context.Context) error { return ref.Evaluate(ctx) })
+			return within(ctx, t, func(ctx context.Context) error { return ref.Evaluate(ctx) })
 		}))
 		bed.requireWorks(t, bed.client)
 	})
@@ -442,7 +442,7 @@ func TestRefusals(t *testing.T) {
 				}
 				p := peer{name: r.name, locals: bed.locals}
 				def := r.def(t, bed)
-				err := within(t, t.Context(), func(ctx context.Context) error {
+				err := within(t.Context(), t, func(ctx context.Context) error {
 					return p.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
 						req := gateway.SolveRequest{Definition: def}
 						if r.policy != nil {

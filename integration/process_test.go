@@ -126,10 +126,3 @@ func (p *clientProcess) signal(t *testing.T, sig syscall.Signal) {
 	t.Helper()
 	require.NoError(t, p.cmd.Process.Signal(sig))
 }
-
-// finish lets the client return from its build.
-func (p *clientProcess) finish(t *testing.T) {
-	t.Helper()
-	require.NoError(t, p.stdin.Close())
-	require.NoError(t, p.cmd.Wait())
-}

@@ -179,7 +179,7 @@ func (r *randomRun) run(ctx context.Context) (retErr error) {
 	defer func() {
 		for b, a := range r.active {
 			a.finish()
-			err := r.wait(ctx, a)
+			err := r.wait(a)
 			if retErr == nil && err != nil {
 				retErr = errors.Wrapf(err, "end of %s", b.name)
 			}
@@ -253,11 +253,11 @@ func (r *randomRun) do(ctx context.Context, op randomOp) (_ map[*randomStep][]st
 	case opReturn:
 		a := r.take(op.build)
 		a.finish()
-		return nil, r.wait(ctx, a)
+		return nil, r.wait(a)
 	case opKill:
 		a := r.take(op.build)
 		a.kill()
-		if err := r.wait(ctx, a); errors.Is(err, errHangs) {
+		if err := r.wait(a); errors.Is(err, errHangs) {
 			return nil, err
 		}
 		return nil, nil
@@ -282,7 +282,7 @@ func (r *randomRun) take(b *randomBuild) *activeBuild {
 }
 
 // wait returns when the client has returned.
-func (r *randomRun) wait(ctx context.Context, a *activeBuild) error {
+func (r *randomRun) wait(a *activeBuild) error {
 	timeout := time.NewTimer(opTimeout)
 	defer timeout.Stop()
 	select {

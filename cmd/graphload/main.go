@@ -16,6 +16,13 @@ import (
 )
 
 func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "graphload:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
@@ -45,10 +52,7 @@ func main() {
 			soakCommand(),
 		},
 	}
-	if err := app.Run(ctx, os.Args); err != nil {
-		fmt.Fprintln(os.Stderr, "graphload:", err)
-		os.Exit(1)
-	}
+	return app.Run(ctx, os.Args)
 }
 
 // options returns what the global flags select.

@@ -19,7 +19,7 @@ type HTTPServer struct {
 // bearer token are served, which is what BuildKit makes of HTTP_AUTH_TOKEN_127.0.0.1.
 // It must be closed.
 func StartHTTPServer(files fs.FS, token string) (*HTTPServer, error) {
-	var handler http.Handler = http.FileServerFS(files)
+	handler := http.FileServerFS(files)
 	if token != "" {
 		handler = requireHeader(handler, "Bearer "+token)
 	}

@@ -17,6 +17,7 @@ import (
 // Flavor tells one build of BuildKit from the other.
 type Flavor string
 
+// The builds that are compared.
 const (
 	Upstream  Flavor = "upstream"
 	Graphload Flavor = "graphload"

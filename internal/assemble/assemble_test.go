@@ -180,8 +180,8 @@ func TestPlanErrors(t *testing.T) {
 	require.ErrorContains(t, err, "the go command is needed")
 }
 
-// real plans this repository with its default release.
-func real(t *testing.T) *Tree {
+// planRepository plans this repository with its default release.
+func planRepository(t *testing.T) *Tree {
 	root, err := upstream.Root()
 	require.NoError(t, err)
 	version, err := upstream.DefaultVersion(root)
@@ -195,7 +195,7 @@ func real(t *testing.T) *Tree {
 // belongs into an added file.
 func TestLimits(t *testing.T) {
 	t.Parallel()
-	tree := real(t)
+	tree := planRepository(t)
 	require.LessOrEqual(t, len(tree.Matches), 20, "seams")
 	dropped := 0
 	for _, m := range tree.Matches {
@@ -223,7 +223,7 @@ func TestLimits(t *testing.T) {
 // TestOnlySeams compares the tree with upstream file by file.
 func TestOnlySeams(t *testing.T) {
 	t.Parallel()
-	tree := real(t)
+	tree := planRepository(t)
 	tree.Dir = filepath.Join(t.TempDir(), "build", tree.Version)
 	require.NoError(t, tree.Write())
 	require.NoError(t, filepath.WalkDir(tree.Dir, func(path string, d fs.DirEntry, err error) error {
@@ -249,7 +249,7 @@ func TestOnlySeams(t *testing.T) {
 // the tree.
 func TestPatch(t *testing.T) {
 	t.Parallel()
-	tree := real(t)
+	tree := planRepository(t)
 	tree.Dir = filepath.Join(t.TempDir(), "build", tree.Version)
 	require.NoError(t, tree.Write())
 	diffs, err := tree.Diff()
@@ -305,7 +305,7 @@ func git(t *testing.T, dir string, stdin *bytes.Buffer, args ...string) {
 // and comments are.
 func TestNoUpstreamCode(t *testing.T) {
 	t.Parallel()
-	tree := real(t)
+	tree := planRepository(t)
 	theirs := functionBodies(t, tree.Upstream.Dir)
 	require.Greater(t, len(theirs), 3000)
 	for body, place := range functionBodies(t, tree.Root) {

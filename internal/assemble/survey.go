@@ -30,6 +30,7 @@ func (t *Tree) Packages() []string {
 // Fate is what became of a seam in another release.
 type Fate string
 
+// What can become of a seam.
 const (
 	Held  Fate = "held"  // in the same line
 	Moved Fate = "moved" // found in another line or file

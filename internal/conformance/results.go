@@ -15,6 +15,7 @@ import (
 // Status is how a test ended.
 type Status string
 
+// How a test can end.
 const (
 	Pass Status = "pass"
 	Fail Status = "fail"

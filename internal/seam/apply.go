@@ -393,9 +393,11 @@ func (e *editor) insertAfter(d ast.Decl) (token.Pos, error) {
 		return token.NoPos, err
 	}
 	at := e.offset(stmt.End())
-	if nl := bytes.IndexByte(e.file.src[at:], '\n'); nl >= 0 {
-		at += nl // after a comment at the end of the line
+	rest, _, _ := bytes.Cut(e.file.src[at:], []byte("\n"))
+	if rest := bytes.TrimSpace(rest); len(rest) > 0 && !bytes.HasPrefix(rest, []byte("//")) {
+		return token.NoPos, errors.Errorf("statement %q at %s has %q behind it on its line", e.seam.InsertAfter, e.pos(stmt.Pos()), rest)
 	}
+	at += len(rest) // after a comment at the end of the line
 	e.replace(at, at, "\n"+e.indent(stmt.Pos())+e.seam.With)
 	return stmt.Pos(), nil
 }

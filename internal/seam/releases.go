@@ -45,7 +45,7 @@ func AddRelease(dt []byte, version, sum string) ([]byte, error) {
 		}
 	}
 	if at < 0 {
-		return nil, errors.New("the list has no line that starts with releases:")
+		return nil, errors.New("releases: is not the start of a line in the list")
 	}
 	lines = slices.Insert(lines, at, fmt.Appendf(nil, "  %s: %s\n", version, sum))
 	out := bytes.Join(lines, nil)

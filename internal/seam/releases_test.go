@@ -21,7 +21,7 @@ func TestAddRelease(t *testing.T) {
 	for _, tc := range []struct{ list, version, err string }{
 		{list, "v1.2.0", "release v1.2.0 is listed already"},
 		{list, "1.2", `"1.2" is not a version`},
-		{"seams: []\n", "v1.0.0", "no line that starts with releases:"},
+		{"seams: []\n", "v1.0.0", "releases: is not the start of a line"},
 		{"releases: {v1.0.0: h1:a}\n", "v1.1.0", "add v1.1.0: h1:new by hand"},
 		{"seams: [1", "v1.0.0", "did not find expected"},
 	} {

@@ -245,6 +245,7 @@ func TestApplyErrors(t *testing.T) {
 		{name: "and after or", seams: []*Seam{{In: "New", ExtendCondition: "t.a == 1 || t.a == 2", With: "&& b"}}, err: "extend its last part only"},
 		{name: "no statement", seams: []*Seam{{In: "New", InsertAfter: "x := 1", With: "f()"}}, err: `"statement x := 1" not found`},
 		{name: "two statements", seams: []*Seam{{In: "T.Run", InsertAfter: "twice(n)", With: "f()"}}, err: "found 2 times"},
+		{name: "a statement with code behind it", src: "package p\n\nfunc New() {\n\tf(func() { g() })\n}\n", seams: []*Seam{{In: "New", InsertAfter: "g()", With: "h()"}}, err: `statement "g()" at p/p.go:4 has "})" behind it on its line`},
 		{name: "split in a block", seams: []*Seam{{In: "New", Split: &Split{Rename: "x", Result: "int", From: "return nil", With: "return 1"}}}, err: "not in the outermost block"},
 		{name: "split without result", seams: []*Seam{{In: "twice", Split: &Split{Rename: "x", Result: "int", From: "f()", With: "return 1"}}}, err: "has no result"},
 		{name: "not a struct", seams: []*Seam{{In: "New", AddField: "a int"}}, err: "New at p/p.go:18 is not a struct"},
@@ -312,7 +313,7 @@ func FuzzApply(f *testing.F) {
 	f.Add(gofmtSource, "T.Run", "if n > 0 {", "return nil, nil")
 	f.Add("package p\nfunc F() { if true {} }\n", "F", "true", "&& f()")
 	f.Add("package p\ntype T struct{ a int }\n", "T", "b int", "")
-	f.Fuzz(func(t *testing.T, src, in, pattern, with string) {
+	f.Fuzz(func(_ *testing.T, src, in, pattern, with string) {
 		for _, s := range []*Seam{
 			{AddField: pattern},
 			{Rename: pattern},
