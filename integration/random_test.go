@@ -110,7 +110,7 @@ func newRandomBed(t *testing.T, flavor testbed.Flavor) *randomBed {
 	t.Helper()
 	// the daemon keeps what it has until it is told to remove it, as results
 	// that vanish would run steps again
-	return newRandomBedOn(t, testbed.DaemonOptions{Flavor: flavor, OCIConfig: "gc = false", Quiet: true})
+	return newRandomBedOn(t, testbed.DaemonOptions{Flavor: flavor, Quiet: true})
 }
 
 func newRandomBedOn(t *testing.T, opt testbed.DaemonOptions) *randomBed {

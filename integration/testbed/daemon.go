@@ -30,7 +30,8 @@ type DaemonOptions struct {
 	Quiet       bool     // without debug messages in the log
 }
 
-// Daemon is a running buildkitd. Its steps use the network of the host.
+// Daemon is a running buildkitd. Its steps use the network of the host. It
+// collects no garbage: that depends on how full the disk of the machine is.
 type Daemon struct {
 	Flavor    Flavor
 	Addr      string // unix://
@@ -75,7 +76,7 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 		}
 	}()
 	config := filepath.Join(dir, "buildkitd.toml")
-	content := opt.Config + "\n[worker.oci]\ndefaultCgroupParent = \"" + d.cgroup.name + "\"\n" + opt.OCIConfig + "\n"
+	content := opt.Config + "\n[worker.oci]\ngc = false\ndefaultCgroupParent = \"" + d.cgroup.name + "\"\n" + opt.OCIConfig + "\n"
 	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
 		return nil, errors.WithStack(err)
 	}
