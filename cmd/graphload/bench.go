@@ -120,8 +120,5 @@ func reportBench(rows []bench.Row, results map[string]map[testbed.Flavor][]time.
 	if output == "" {
 		return nil
 	}
-	if err := os.WriteFile(output+".tmp", []byte(stat), 0o644); err != nil {
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(os.Rename(output+".tmp", output))
+	return writeFile(output, []byte(stat))
 }

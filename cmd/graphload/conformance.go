@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/conformance"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -60,7 +61,7 @@ func conformanceCommand() *cli.Command {
 			if c.Output == "" {
 				c.Output = filepath.Join(opt.Root, "build", "conformance")
 			}
-			if c.Registry, err = conformance.RegistryBinary(ctx); err != nil {
+			if c.Registry, err = testbed.RegistryBinary(ctx); err != nil {
 				return err
 			}
 			race := cmd.Bool("race")

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -45,20 +46,16 @@ func lintCommand() *cli.Command {
 			// upstream's own files are upstream's business: report what differs
 			// from a tree without any change
 			patch := filepath.Join(t.Root, "build", t.Version+".diff")
-			diffs, err := t.Diff()
+			dt, err := t.Patch()
 			if err != nil {
 				return err
-			}
-			var dt []byte
-			for _, d := range diffs {
-				dt = append(dt, d.Unified...)
 			}
 			if err := os.WriteFile(patch, dt, 0o644); err != nil {
 				return errors.WithStack(err)
 			}
 			var failed error
 			for dir, args := range map[string][]string{
-				t.Dir:  {"run", "--modules-download-mode=mod", "--new-from-patch", patch, "./solver/...", "./session/...", "./frontend/gateway/...", "./util/graphload/...", "./util/resolver/...", "./client", "./cmd/buildkitd"},
+				t.Dir:  slices.Concat([]string{"run", "--modules-download-mode=mod", "--new-from-patch", patch, "./client", "./cmd/buildkitd", "./frontend/gateway/..."}, treePackages),
 				t.Root: {"run", "./..."},
 			} {
 				progressf("golangci-lint in %s", dir)

@@ -43,19 +43,15 @@ func patchCommand() *cli.Command {
 			if dir != "" {
 				return patchSeries(ctx, t, dir, cmd.Bool("check"))
 			}
-			diffs, err := t.Diff()
+			dt, err := t.Patch()
 			if err != nil {
 				return err
 			}
-			var sb strings.Builder
-			for _, d := range diffs {
-				sb.WriteString(d.Unified)
-			}
 			if out == "" {
-				_, err := os.Stdout.WriteString(sb.String())
+				_, err := os.Stdout.Write(dt)
 				return errors.WithStack(err)
 			}
-			return writeFile(out, []byte(sb.String()))
+			return writeFile(out, dt)
 		},
 	}
 }

@@ -111,10 +111,7 @@ func recordRelease(path, version, sum string) error {
 	if err != nil {
 		return errors.Wrapf(err, "failed to record %s in %s", version, path)
 	}
-	if err := os.WriteFile(path+".tmp", dt, 0o644); err != nil {
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(os.Rename(path+".tmp", path))
+	return writeFile(path, dt)
 }
 
 func (u *upgrade) lost() (names []string) {

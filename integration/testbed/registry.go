@@ -45,15 +45,21 @@ type Registry struct {
 
 var registryListens = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
-// StartRegistry starts an empty registry. It must be closed.
-func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retErr error) {
-	bin, err := tool{
+// RegistryBinary returns the path of the registry. It is built when it is used
+// for the first time, and kept in the cache folder of the user.
+func RegistryBinary(ctx context.Context) (string, error) {
+	return tool{
 		name:    "registry",
 		module:  "github.com/distribution/distribution/v3",
 		version: "v3.1.2",
 		sum:     "h1:/Bv2YIqqSR00HiO49FT93hovy6r9IlrzwUDsJjCN5qg=",
 		pkg:     "./cmd/registry",
 	}.install(ctx)
+}
+
+// StartRegistry starts an empty registry. It must be closed.
+func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retErr error) {
+	bin, err := RegistryBinary(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -280,6 +280,20 @@ func (t *Tree) Diff() ([]FileDiff, error) {
 	return out, nil
 }
 
+// Patch returns the differences between upstream and the tree as one file for
+// git apply.
+func (t *Tree) Patch() ([]byte, error) {
+	diffs, err := t.Diff()
+	if err != nil {
+		return nil, err
+	}
+	var buf bytes.Buffer
+	for _, d := range diffs {
+		buf.WriteString(d.Unified)
+	}
+	return buf.Bytes(), nil
+}
+
 func diff(rel string, old, dt []byte, added bool) (FileDiff, error) {
 	fd := FileDiff{Path: rel, New: added}
 	from := "a/" + rel

@@ -252,12 +252,8 @@ func TestPatch(t *testing.T) {
 	tree := planRepository(t)
 	tree.Dir = filepath.Join(t.TempDir(), "build", tree.Version)
 	require.NoError(t, tree.Write())
-	diffs, err := tree.Diff()
+	patch, err := tree.Patch()
 	require.NoError(t, err)
-	var patch bytes.Buffer
-	for _, d := range diffs {
-		patch.WriteString(d.Unified)
-	}
 
 	checkout := t.TempDir()
 	pristine, err := plan(Options{Root: tree.Root, Version: tree.Version, Pristine: true}, tree.Upstream, nil)
@@ -265,7 +261,7 @@ func TestPatch(t *testing.T) {
 	pristine.Dir = checkout
 	require.NoError(t, pristine.Write())
 	git(t, checkout, nil, "init", "-q")
-	git(t, checkout, &patch, "apply", "--whitespace=error-all", "-")
+	git(t, checkout, bytes.NewBuffer(patch), "apply", "--whitespace=error-all", "-")
 	require.NoError(t, os.RemoveAll(filepath.Join(checkout, ".git")))
 
 	require.NoError(t, filepath.WalkDir(checkout, func(path string, d fs.DirEntry, err error) error {

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/graphload/graphload/integration/testbed"
 	"github.com/stretchr/testify/require"
 )
 
@@ -21,7 +22,7 @@ func TestMirror(t *testing.T) {
 	if _, err := exec.LookPath("busybox"); err != nil {
 		t.Skip("busybox-static is not installed")
 	}
-	registry, err := RegistryBinary(t.Context())
+	registry, err := testbed.RegistryBinary(t.Context())
 	require.NoError(t, err)
 	dir := filepath.Join(t.TempDir(), "mirror")
 	m, err := newMirror(t.Context(), registry, dir)

@@ -109,27 +109,28 @@ func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 
 // register makes the build the owner of the definition of the ref. The
 // definition is loaded for that only if its digests, its cache imports or its
-// policy need it; otherwise that is left to the evaluation. A definition that cannot be loaded does not fail a lazy solve: the error waits
-// for the evaluation.
+// policy need it; otherwise that is left to the evaluation. A definition that
+// cannot be loaded does not fail a lazy solve: the error waits for the
+// evaluation.
 func (rp *resultProxy) register(ctx context.Context) {
 	r, ok := rp.b.builder.(registrar)
 	if !ok || !rp.claim() {
 		return
 	}
+	if err := rp.registerWith(ctx, r); err != nil {
+		bklog.G(ctx).WithError(err).Debugf("lazy solve %s not registered", rp.id)
+	}
+}
+
+func (rp *resultProxy) registerWith(ctx context.Context, r registrar) error {
 	if dgsts, ok := rp.b.vertexDigests(ctx, &rp.req); ok {
-		if err := r.RegisterDigests(ctx, dgsts); err != nil {
-			bklog.G(ctx).WithError(err).Debugf("lazy solve %s not registered", rp.id)
-		}
-		return
+		return r.RegisterDigests(ctx, dgsts)
 	}
 	def, err := rp.load(ctx)
 	if err != nil {
-		bklog.G(ctx).WithError(err).Debugf("definition of lazy solve %s not registered", rp.id)
-		return
+		return err
 	}
-	if err := r.Register(ctx, def.edge); err != nil {
-		bklog.G(ctx).WithError(err).Debugf("lazy solve %s not registered", rp.id)
-	}
+	return r.Register(ctx, def.edge)
 }
 
 // claim reports if the ref has been neither registered nor evaluated yet. A
