@@ -319,9 +319,18 @@ func (j *Job) Register(ctx context.Context, e Edge) error {
 }
 
 // RegisterDigests is Register for vertices that have not been loaded. They are
-// given by LLB digest, each after its inputs and all inputs included.
+// given by LLB digest, each after its inputs. All inputs are included or owned
+// by the job already.
 func (j *Job) RegisterDigests(ctx context.Context, vertices []digest.Digest) error {
 	return j.list.owners.register(ctx, j, vertices, nil)
+}
+
+// Owns reports if the job owns the vertex, and with it all its ancestors.
+func (j *Job) Owns(vertex digest.Digest) bool {
+	o := &j.list.owners
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.has(vertex, j, nil)
 }
 
 // Discard ends the job: what it registered is released together with what it

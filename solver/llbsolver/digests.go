@@ -3,6 +3,9 @@ package llbsolver
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
 
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/solver/pb"
@@ -11,12 +14,15 @@ import (
 )
 
 // vertexDigests returns the digests that the vertices of a request have when
-// they are loaded, each after its inputs. Loading is most of the cost of a lazy
-// solve, and most definitions have the digests that their client gave them:
-// they are encoded as the daemon would do it, and no policy, proxy or
-// normalization changes their ops. ok is false when that does not hold or
-// cannot be told, and when loading itself is needed.
-func (b *llbBridge) vertexDigests(ctx context.Context, req *frontend.SolveRequest) (_ []digest.Digest, ok bool) {
+// they are loaded, each after its inputs, without those that r owns already.
+// Loading is most of the cost of a lazy solve, and most definitions have the
+// digests that their client gave them: they are encoded as the daemon would do
+// it, and no policy, proxy or normalization changes their ops. ok is false when
+// that does not hold or cannot be told, and when loading itself is needed.
+//
+// Clients write ops after their inputs, so the definition is read from its end
+// and no further than to what r owns, which is closed under inputs.
+func (b *llbBridge) vertexDigests(ctx context.Context, req *frontend.SolveRequest, r registrar) (_ []digest.Digest, ok bool) {
 	if b.proxyNetwork || len(req.CacheImports) > 0 || b.hasSourcePolicy(req) {
 		return nil, false
 	}
@@ -24,26 +30,45 @@ func (b *llbBridge) vertexDigests(ctx context.Context, req *frontend.SolveReques
 	if len(def) < 2 {
 		return nil, false
 	}
-	seen := make(map[digest.Digest]struct{}, len(def))
-	out := make([]digest.Digest, 0, len(def)-1)
-	for i, dt := range def {
-		hdr, canonical := pb.ReadOpHeader(dt)
-		if !canonical || hdr.Source && !b.keepsSource(ctx, dt) {
+	// the last op points to the result and is no vertex
+	result, canonical := pb.ReadOpHeader(def[len(def)-1])
+	if !canonical || len(result.Inputs) == 0 {
+		return nil, false
+	}
+	var out []digest.Digest
+	wanted := map[digest.Digest]struct{}{}
+	want := func(dgst digest.Digest) {
+		if !r.Owns(dgst) {
+			wanted[dgst] = struct{}{}
+		}
+	}
+	want(digest.Digest(result.Inputs[0]))
+	for i := len(def) - 2; len(wanted) > 0; i-- {
+		if i < 0 {
+			return nil, false
+		}
+		dgst := opDigest(def[i])
+		if _, ok := wanted[dgst]; !ok {
+			continue
+		}
+		delete(wanted, dgst)
+		hdr, canonical := pb.ReadOpHeader(def[i])
+		if !canonical || hdr.Source && !b.keepsSource(ctx, def[i]) {
 			return nil, false
 		}
 		for _, in := range hdr.Inputs {
-			if _, ok := seen[digest.Digest(in)]; !ok {
-				return nil, false
-			}
+			want(digest.Digest(in))
 		}
-		if i == len(def)-1 {
-			break // points to the result and is no vertex
-		}
-		dgst := digest.FromBytes(dt)
-		seen[dgst] = struct{}{}
 		out = append(out, dgst)
 	}
+	slices.Reverse(out)
 	return out, true
+}
+
+// opDigest is digest.FromBytes without what takes most of its time.
+func opDigest(dt []byte) digest.Digest {
+	sum := sha256.Sum256(dt)
+	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(sum[:]))
 }
 
 // hasSourcePolicy reports if a policy can look at the sources of a request, or

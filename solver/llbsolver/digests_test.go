@@ -77,13 +77,16 @@ func loadedDigests(t *testing.T, br *provenanceBridge, req *frontend.SolveReques
 }
 
 // TestVertexDigests compares the digests that are told without loading with
-// those of the loaded vertices, for random definitions.
+// those of the loaded vertices, for random definitions and two builds: one that
+// owns nothing, and one that owns all that came before.
 func TestVertexDigests(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec
 	b := newBench(t)
-	_, br := b.job("job")
+	j, br := b.job("job")
+	growing, _ := b.job("growing")
+	owned := map[digest.Digest]bool{}
 	told := 0
 	for range 500 {
 		st := randomState(rnd, 1+rnd.IntN(4))
@@ -93,7 +96,7 @@ func TestVertexDigests(t *testing.T) {
 			continue
 		}
 		req := &frontend.SolveRequest{Definition: def.ToPB()}
-		got, ok := br.vertexDigests(t.Context(), req)
+		got, ok := br.vertexDigests(t.Context(), req, j)
 		if !ok {
 			continue
 		}
@@ -113,18 +116,27 @@ func TestVertexDigests(t *testing.T) {
 				require.Less(t, position[digest.Digest(in)], i, "inputs come first")
 			}
 		}
+
+		want = slices.DeleteFunc(want, func(dgst digest.Digest) bool { return owned[dgst] })
+		got, ok = br.vertexDigests(t.Context(), req, growing)
+		require.True(t, ok)
+		require.ElementsMatch(t, want, got)
+		require.NoError(t, growing.RegisterDigests(t.Context(), got))
+		for _, dgst := range got {
+			owned[dgst] = true
+		}
 	}
 	require.Greater(t, told, 50, "most definitions of a Go client need no load")
 }
 
 func TestVertexDigestsNeedLoad(t *testing.T) {
 	b := newBench(t)
-	_, br := b.job("job")
+	j, br := b.job("job")
 	st := run(llb.Image("docker.io/library/img"), "base")
 	valid := func() *frontend.SolveRequest {
 		return &frontend.SolveRequest{Definition: marshal(t, st)}
 	}
-	_, ok := br.vertexDigests(t.Context(), valid())
+	_, ok := br.vertexDigests(t.Context(), valid(), j)
 	require.True(t, ok)
 
 	// an empty string that the client wrote and the daemon would not
@@ -143,21 +155,21 @@ func TestVertexDigestsNeedLoad(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			req := valid()
 			change(req)
-			_, ok := br.vertexDigests(t.Context(), req)
+			_, ok := br.vertexDigests(t.Context(), req, j)
 			require.False(t, ok)
 		})
 	}
 
 	j, withPolicy := b.job("policy")
 	j.SetValue(keySourcePolicySession, "session")
-	_, ok = withPolicy.vertexDigests(t.Context(), valid())
+	_, ok = withPolicy.vertexDigests(t.Context(), valid(), j)
 	require.False(t, ok, "the policy of a client may change sources")
 	j, withPolicy = b.job("rules")
 	j.SetValue(keySourcePolicy, &spb.Policy{Rules: []*spb.Rule{{}}})
-	_, ok = withPolicy.vertexDigests(t.Context(), valid())
+	_, ok = withPolicy.vertexDigests(t.Context(), valid(), j)
 	require.False(t, ok)
 	br.proxyNetwork = true
-	_, ok = br.vertexDigests(t.Context(), valid())
+	_, ok = br.vertexDigests(t.Context(), valid(), j)
 	require.False(t, ok, "the proxy network is part of digests")
 }
 

@@ -30,6 +30,7 @@ type loadedDefinition struct {
 type registrar interface {
 	Register(context.Context, solver.Edge) error
 	RegisterDigests(context.Context, []digest.Digest) error
+	Owns(digest.Digest) bool
 }
 
 // lazyDefinition loads the definition of a ref at most once.
@@ -123,7 +124,7 @@ func (rp *resultProxy) register(ctx context.Context) {
 }
 
 func (rp *resultProxy) registerWith(ctx context.Context, r registrar) error {
-	if dgsts, ok := rp.b.vertexDigests(ctx, &rp.req); ok {
+	if dgsts, ok := rp.b.vertexDigests(ctx, &rp.req, r); ok {
 		return r.RegisterDigests(ctx, dgsts)
 	}
 	def, err := rp.load(ctx)
