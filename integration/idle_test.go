@@ -1,12 +1,7 @@
 package integration
 
 import (
-	"bufio"
 	"context"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -22,37 +17,16 @@ import (
 type usage struct {
 	goroutines int
 	sessions   int
-	heap       uint64 // bytes in use after a garbage collection
-	records    int    // of the build cache
-}
-
-// debugGet reads from the debug handlers of a daemon.
-func debugGet(ctx context.Context, d *testbed.Daemon, path string) (string, error) {
-	tr := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", d.DebugAddr)
-		},
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://debug"+path, nil)
-	if err != nil {
-		return "", errors.WithStack(err)
-	}
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		return "", errors.WithStack(err)
-	}
-	defer resp.Body.Close()
-	dt, err := io.ReadAll(resp.Body)
-	return string(dt), errors.WithStack(err)
+	heap       float64 // bytes in use after a garbage collection
+	records    int     // of the build cache
 }
 
 // measure collects garbage and returns what the daemon uses now.
 func measure(ctx context.Context, d *testbed.Daemon, c *client.Client) (u usage, err error) {
-	if _, err := debugGet(ctx, d, "/debug/gc"); err != nil {
+	if u.heap, err = d.Heap(ctx); err != nil {
 		return u, err
 	}
-	goroutines, err := debugGet(ctx, d, "/debug/pprof/goroutine?debug=2")
+	goroutines, err := d.Debug(ctx, "/debug/pprof/goroutine?debug=2")
 	if err != nil {
 		return u, err
 	}
@@ -61,16 +35,6 @@ func measure(ctx context.Context, d *testbed.Daemon, c *client.Client) (u usage,
 		if strings.Contains(stack, "session.(*Manager).handleConn(") {
 			u.sessions++
 		}
-	}
-	heap, err := debugGet(ctx, d, "/debug/pprof/heap?debug=1&gc=1")
-	if err != nil {
-		return u, err
-	}
-	for sc := bufio.NewScanner(strings.NewReader(heap)); sc.Scan(); {
-		fmt.Sscanf(sc.Text(), "# HeapAlloc = %d", &u.heap) //nolint:errcheck // other lines do not match
-	}
-	if u.heap == 0 {
-		return u, errors.New("no heap figure")
 	}
 	records, err := c.DiskUsage(ctx)
 	if err != nil {
@@ -92,7 +56,7 @@ func requireIdle(t *testing.T, d *testbed.Daemon, c *client.Client, before usage
 		require.NoError(ct, err)
 		require.LessOrEqual(ct, now.goroutines, before.goroutines+5, "goroutines")
 		require.LessOrEqual(ct, now.sessions, before.sessions, "sessions")
-		require.LessOrEqual(ct, now.heap, before.heap+before.heap/4+(4<<20), "heap")
+		require.LessOrEqual(ct, now.heap, before.heap*1.25+(4<<20), "heap")
 		require.LessOrEqual(ct, now.records, before.records, "records of the build cache")
 	}, time.Minute, 500*time.Millisecond)
 	t.Logf("before %+v, after %+v", before, now)

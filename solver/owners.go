@@ -2,6 +2,7 @@ package solver
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -81,6 +82,7 @@ type ownerIndex struct {
 	mu     sync.RWMutex
 	seq    uint64
 	owners map[digest.Digest][]*registration // oldest first, never empty
+	room   int                               // how many owners has had since it was made
 	kept   map[digest.Digest][]*state        // states that only owners keep
 
 	// merged lists the vertices that took over an edge of another vertex, and
@@ -172,6 +174,7 @@ func (o *ownerIndex) add(dgst digest.Digest, reg *registration) {
 			o.owners = map[digest.Digest][]*registration{}
 		}
 		o.owners[dgst] = reg.alone[:]
+		o.room = max(o.room, len(o.owners))
 		reg.job.owned.vertices = append(reg.job.owned.vertices, dgst)
 		return
 	}
@@ -250,6 +253,21 @@ func (o *ownerIndex) remove(j *Job) []*state {
 	return orphans
 }
 
+// shrink gives back the memory of owners that are gone, which a map does not
+// do by itself. It is called often enough that it pays for what it copies with
+// what has been removed. Requires mu.
+func (o *ownerIndex) shrink() {
+	if len(o.owners) > o.room/4 {
+		return
+	}
+	var owners map[digest.Digest][]*registration
+	if len(o.owners) > 0 {
+		owners = make(map[digest.Digest][]*registration, len(o.owners))
+		maps.Copy(owners, o.owners)
+	}
+	o.owners, o.room = owners, len(owners)
+}
+
 func (o *ownerIndex) removeBatch(j *Job, batch []digest.Digest) (orphans []*state) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -268,6 +286,7 @@ func (o *ownerIndex) removeBatch(j *Job, batch []digest.Digest) (orphans []*stat
 		orphans = append(orphans, o.kept[dgst]...)
 		delete(o.kept, dgst)
 	}
+	o.shrink()
 	return orphans
 }
 

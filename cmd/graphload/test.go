@@ -68,7 +68,8 @@ func treeTests(ctx context.Context, t *assemble.Tree) error {
 		return err
 	}
 	raceErr := goTest(ctx, t.Dir, append([]string{"-race", "-short", "-timeout", "30m", "-run", "^(" + strings.Join(added, "|") + ")$"}, treePackages...)...)
-	if err := goTest(ctx, t.Dir, append([]string{"-short"}, treePackages...)...); err != nil {
+	// benchmarks run once, so that they cannot rot
+	if err := goTest(ctx, t.Dir, append([]string{"-short", "-bench", ".", "-benchtime", "1x"}, treePackages...)...); err != nil {
 		return err
 	}
 	return raceErr

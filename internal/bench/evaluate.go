@@ -1,0 +1,161 @@
+package bench
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/pkg/errors"
+	"github.com/tonistiigi/fsutil"
+)
+
+// buildxVersion is the buildx that bakes.
+const buildxVersion = "v0.38.2"
+
+//go:embed testdata/docker-bake.hcl
+var bakeFile []byte
+
+// solveAndEvaluate builds st in a build that has local files.
+func solveAndEvaluate(ctx context.Context, t *Target, st llb.State, local map[string]fsutil.FS) (d time.Duration, err error) {
+	def, err := marshal(ctx, st)
+	if err != nil {
+		return 0, err
+	}
+	_, err = t.Client.Build(ctx, client.SolveOpt{LocalMounts: local}, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
+		start := time.Now()
+		if err := evaluate(ctx, gc, def); err != nil {
+			return nil, err
+		}
+		d = time.Since(start)
+		return gateway.NewResult(), nil
+	}, nil)
+	return d, err
+}
+
+func evaluate(ctx context.Context, gc gateway.Client, def *pb.Definition) error {
+	res, err := gc.Solve(ctx, gateway.SolveRequest{Definition: def})
+	if err != nil {
+		return err
+	}
+	ref, err := res.SingleRef()
+	if err != nil {
+		return err
+	}
+	return ref.Evaluate(ctx)
+}
+
+func evaluateFileOps(n int) runFunc {
+	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
+		st := llb.Scratch()
+		id := identity.NewID()
+		for i := range n {
+			st = st.File(llb.Mkfile(fmt.Sprintf("/file%d", i), 0o600, []byte(id)))
+		}
+		return solveAndEvaluate(ctx, t, st, nil)
+	})
+}
+
+func evaluateExecs(n int) runFunc {
+	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
+		dir, err := os.MkdirTemp("", "graphload-bench-")
+		if err != nil {
+			return 0, errors.WithStack(err)
+		}
+		defer os.RemoveAll(dir)
+		if err := testbed.WriteRootfs(dir); err != nil {
+			return 0, err
+		}
+		rootfs, err := fsutil.NewFS(dir)
+		if err != nil {
+			return 0, errors.WithStack(err)
+		}
+		st := llb.Scratch().File(llb.Copy(llb.Local("rootfs"), "/", "/"))
+		id := identity.NewID()
+		for i := range n {
+			st = st.Run(llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("echo %d of %s > /file", i, id)})).Root()
+		}
+		return solveAndEvaluate(ctx, t, st, map[string]fsutil.FS{"rootfs": rootfs})
+	})
+}
+
+// stages is a Dockerfile of ten stages, of which each builds on the one before.
+func stages() string {
+	var b strings.Builder
+	b.WriteString("FROM scratch AS base\nCOPY rootfs /\n")
+	for i := range 8 {
+		fmt.Fprintf(&b, "FROM base AS stage%d\nARG RUN\n", i)
+		if i > 0 {
+			fmt.Fprintf(&b, "COPY --from=stage%d /file%d /\n", i-1, i-1)
+		}
+		fmt.Fprintf(&b, "RUN echo %d of $RUN > /file%d\n", i, i)
+	}
+	b.WriteString("FROM scratch\nCOPY --from=stage7 / /\n")
+	return b.String()
+}
+
+// dockerfile builds ten stages that have not been built before, or that have.
+func dockerfile(cached bool) runFunc {
+	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
+		dir, err := os.MkdirTemp("", "graphload-bench-")
+		if err != nil {
+			return 0, errors.WithStack(err)
+		}
+		defer os.RemoveAll(dir)
+		if err := testbed.WriteRootfs(filepath.Join(dir, "rootfs")); err != nil {
+			return 0, err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(stages()), 0o600); err != nil {
+			return 0, errors.WithStack(err)
+		}
+		files, err := fsutil.NewFS(dir)
+		if err != nil {
+			return 0, errors.WithStack(err)
+		}
+		opt := client.SolveOpt{
+			Frontend:      "dockerfile.v0",
+			FrontendAttrs: map[string]string{"build-arg:RUN": identity.NewID()},
+			LocalMounts:   map[string]fsutil.FS{"context": files, "dockerfile": files},
+		}
+		if cached {
+			if _, err := t.Client.Solve(ctx, nil, opt, nil); err != nil {
+				return 0, err
+			}
+		}
+		start := time.Now()
+		_, err = t.Client.Solve(ctx, nil, opt, nil)
+		return time.Since(start), err
+	})
+}
+
+// bake measures buildx with a chain of targets that have not been built before.
+var bake = timed(func(ctx context.Context, t *Target) (time.Duration, error) {
+	b, err := t.Builder(ctx)
+	if err != nil {
+		return 0, err
+	}
+	dir, err := os.MkdirTemp("", "graphload-bench-")
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := testbed.WriteRootfs(filepath.Join(dir, "rootfs")); err != nil {
+		return 0, err
+	}
+	file := filepath.Join(dir, "docker-bake.hcl")
+	if err := os.WriteFile(file, bakeFile, 0o600); err != nil {
+		return 0, errors.WithStack(err)
+	}
+	start := time.Now()
+	err = b.Bake(ctx, file, nil, "--no-cache")
+	return time.Since(start), err
+})

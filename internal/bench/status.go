@@ -1,0 +1,161 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/solver/pb"
+	digest "github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+	"golang.org/x/sync/errgroup"
+)
+
+// Status is watched for this long, and for longer while there are fewer loads
+// or latencies than this.
+const (
+	statusTime    = 4 * time.Second
+	leastStatuses = 20
+)
+
+// statusLatency measures how long another build waits for the status of a step
+// that it starts while graphs of n steps are loaded, and returns the 99th
+// percentile. Upstream does not load a graph before it is evaluated, so there
+// it is; the evaluation fails at the step that all others follow.
+func statusLatency(n int) runFunc {
+	return func(ctx context.Context, t *Target) (float64, error) {
+		def, err := wide(ctx, n)
+		if err != nil {
+			return 0, err
+		}
+		var loads atomic.Int64
+		watched := make(chan struct{})
+		eg, ctx := errgroup.WithContext(ctx)
+		eg.Go(func() error {
+			for {
+				select {
+				case <-watched:
+					return nil
+				default:
+				}
+				if _, err := inBuild(ctx, t.Client, func(ctx context.Context, gc gateway.Client) error {
+					return load(ctx, gc, def, t.Daemon.Flavor)
+				}); err != nil {
+					return err
+				}
+				loads.Add(1)
+			}
+		})
+		var latencies []time.Duration
+		eg.Go(func() (err error) {
+			defer close(watched)
+			start := time.Now()
+			latencies, err = watch(ctx, t.Client, func(latencies int) bool {
+				return time.Since(start) > statusTime && loads.Load() >= leastStatuses && latencies >= leastStatuses
+			})
+			return err
+		})
+		if err := eg.Wait(); err != nil {
+			return 0, err
+		}
+		slices.Sort(latencies)
+		return float64(latencies[len(latencies)*99/100]), nil
+	}
+}
+
+// wide returns the definition of n exec steps in chains of 100, so that an error
+// has not far to go.
+func wide(ctx context.Context, n int) (*pb.Definition, error) {
+	const deep = 100
+	id := identity.NewID()
+	root := llb.Scratch().File(llb.Rm("/" + id))
+	var chains []llb.State
+	for i := range n / deep {
+		st := root
+		for j := range deep {
+			st = st.Run(llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("step %d of %d of %s", j, i, id)})).Root()
+		}
+		chains = append(chains, st)
+	}
+	return marshal(ctx, llb.Merge(chains))
+}
+
+// load makes the daemon load def.
+func load(ctx context.Context, gc gateway.Client, def *pb.Definition, flavor testbed.Flavor) error {
+	if flavor == testbed.Graphload {
+		return solve(ctx, gc, def)
+	}
+	if err := evaluate(ctx, gc, def); err == nil {
+		return errors.New("a step that must fail has not")
+	}
+	return errors.WithStack(context.Cause(ctx))
+}
+
+// step is one that is started while its status is watched.
+type step struct {
+	def    *pb.Definition
+	digest digest.Digest
+	start  time.Time
+	seen   chan time.Time // receives one time
+}
+
+// watch starts one step after the other until there are enough, and returns how
+// long the status of each was awaited.
+func watch(ctx context.Context, c *client.Client, enough func(int) bool) ([]time.Duration, error) {
+	var (
+		awaited   atomic.Pointer[step]
+		latencies []time.Duration
+	)
+	statuses := make(chan *client.SolveStatus)
+	var eg errgroup.Group
+	eg.Go(func() error {
+		for status := range statuses {
+			for _, v := range status.Vertexes {
+				if st := awaited.Load(); st != nil && v.Digest == st.digest && v.Started != nil && awaited.CompareAndSwap(st, nil) {
+					st.seen <- time.Now()
+				}
+			}
+		}
+		return nil
+	})
+	eg.Go(func() error {
+		_, err := c.Build(ctx, client.SolveOpt{}, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
+			for !enough(len(latencies)) {
+				st, err := newStep(ctx)
+				if err != nil {
+					return nil, err
+				}
+				awaited.Store(st)
+				st.start = time.Now()
+				if err := evaluate(ctx, gc, st.def); err != nil {
+					return nil, err
+				}
+				select {
+				case seen := <-st.seen:
+					latencies = append(latencies, seen.Sub(st.start))
+				case <-ctx.Done():
+					return nil, errors.WithStack(context.Cause(ctx))
+				}
+			}
+			return gateway.NewResult(), nil
+		}, statuses)
+		return err
+	})
+	err := eg.Wait()
+	return latencies, err
+}
+
+func newStep(ctx context.Context) (*step, error) {
+	def, err := marshal(ctx, llb.Scratch().File(llb.Mkfile("/id", 0o600, []byte(identity.NewID()))))
+	if err != nil {
+		return nil, err
+	}
+	return &step{def: def, digest: digest.FromBytes(def.Def[0]), seen: make(chan time.Time, 1)}, nil
+}
