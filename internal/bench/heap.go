@@ -2,25 +2,21 @@ package bench
 
 import (
 	"context"
+	"time"
 
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/pkg/errors"
 )
 
 // heaps returns the heap of the daemon before a build, while it holds solves of
 // so many steps each, and after it.
 func heaps(ctx context.Context, t *Target, solves, steps int) (before, held, after float64, err error) {
-	measure := func(heap *float64) {
-		if err == nil {
-			*heap, err = t.Daemon.Heap(ctx)
-		}
-	}
-	measure(&before)
-	if err != nil {
+	if before, err = idleHeap(ctx, t); err != nil {
 		return 0, 0, 0, err
 	}
 	_, err = inBuild(ctx, t.Client, func(ctx context.Context, gc gateway.Client) error {
 		for range solves {
-			def, _, err := chain(ctx, steps)
+			def, err := wide(ctx, steps)
 			if err != nil {
 				return err
 			}
@@ -28,11 +24,34 @@ func heaps(ctx context.Context, t *Target, solves, steps int) (before, held, aft
 				return err
 			}
 		}
-		measure(&held)
+		held, err = t.Daemon.Heap(ctx)
 		return err
 	})
-	measure(&after)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	after, err = idleHeap(ctx, t)
 	return before, held, after, err
+}
+
+// idleHeap returns the smallest heap of several that are measured one after the
+// other, as builds are not gone at the moment when their clients return.
+func idleHeap(ctx context.Context, t *Target) (least float64, _ error) {
+	for range 10 {
+		heap, err := t.Daemon.Heap(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if least == 0 || heap < least {
+			least = heap
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, errors.WithStack(context.Cause(ctx))
+		}
+	}
+	return least, nil
 }
 
 // heapHeld measures the heap that a build holds for each step that it has
