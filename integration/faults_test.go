@@ -20,6 +20,7 @@ import (
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // faultTimeout is how long anything may take after a fault.
@@ -320,6 +321,45 @@ func TestDaemonFaults(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDiskFull fills the disk of the daemon with a step of base that its child
+// evaluates. That step fails, and nothing else does.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"))
+	// the daemon ends first
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	errs := map[testbed.Flavor]string{}
+	for _, flavor := range testbed.Flavors {
+		bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: flavor, Root: filepath.Join(dir, string(flavor))})
+		// without the secret, that upstream would not find
+		state := bed.root.Run(llb.Args([]string{"/bin/sh", "-c", "cat /dev/zero > /big"}), llb.Network(llb.NetModeNone)).Root()
+		base, child, _ := bed.chain(t.Name(), "")
+		err := within(t.Context(), t, func(ctx context.Context) error {
+			return base.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
+				ref, err := b.solve(ctx, state)
+				if err != nil {
+					return err
+				}
+				err = child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+				require.Error(t, ref.Evaluate(ctx))
+				return err
+			})
+		})
+		require.ErrorContains(t, err, "exit code: 1")
+		errs[flavor] = err.Error()
+		require.Eventually(t, func() bool {
+			require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
+			var st unix.Statfs_t
+			return unix.Statfs(dir, &st) == nil && st.Bavail > st.Blocks/2
+		}, faultTimeout, 100*time.Millisecond, "the failed step still fills the disk")
+		if flavor == testbed.Graphload {
+			bed.requireWorks(t, bed.client)
+		}
+	}
+	require.Equal(t, errs[testbed.Upstream], errs[testbed.Graphload])
 }
 
 // refusal is something that a daemon refuses when it loads a definition.

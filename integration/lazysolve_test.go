@@ -1,8 +1,11 @@
 package integration
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,6 +23,7 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 	"github.com/tonistiigi/fsutil"
@@ -240,6 +244,108 @@ func TestOrders(t *testing.T) {
 			require.NoError(t, nest(t.Context(), 0))
 		})
 	}
+}
+
+// TestEvaluatedBy has a child that evaluates a step of base in every way that a
+// client has, while base itself never does.
+func TestEvaluatedBy(t *testing.T) {
+	bed := newRandomBed(t, testbed.Graphload)
+	read := func(f func(context.Context, gateway.Reference) (string, error)) func(context.Context, peer, llb.State) (string, error) {
+		return func(ctx context.Context, p peer, st llb.State) (seen string, err error) {
+			err = p.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
+				ref, err := b.solve(ctx, st)
+				if err != nil {
+					return err
+				}
+				seen, err = f(ctx, ref)
+				return err
+			})
+			return seen, err
+		}
+	}
+	// the step writes a file that has the name and the content of the secret
+	for name, evaluate := range map[string]func(context.Context, peer, llb.State) (string, error){
+		"ReadFile": read(func(ctx context.Context, ref gateway.Reference) (string, error) {
+			dt, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/seen/base"})
+			return string(dt), err
+		}),
+		"ReadDir": read(func(ctx context.Context, ref gateway.Reference) (string, error) {
+			files, err := ref.ReadDir(ctx, gateway.ReadDirRequest{Path: "/seen"})
+			if err != nil || len(files) != 1 {
+				return "", errors.Errorf("%d files, error %v", len(files), err)
+			}
+			return files[0].Path, nil
+		}),
+		"StatFile": read(func(ctx context.Context, ref gateway.Reference) (string, error) {
+			st, err := ref.StatFile(ctx, gateway.StatRequest{Path: "/seen/base"})
+			if err != nil {
+				return "", err
+			}
+			return st.Path, nil
+		}),
+		"Evaluate": read(func(ctx context.Context, ref gateway.Reference) (string, error) {
+			return "base", ref.Evaluate(ctx)
+		}),
+		"NewContainer": func(ctx context.Context, p peer, st llb.State) (string, error) {
+			var out bytes.Buffer
+			err := p.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
+				ref, err := b.solve(ctx, st)
+				if err != nil {
+					return err
+				}
+				ctr, err := b.NewContainer(ctx, gateway.NewContainerRequest{
+					NetMode: llb.NetModeNone,
+					Mounts:  []gateway.Mount{{Dest: "/", MountType: pb.MountType_BIND, Ref: ref}},
+				})
+				if err != nil {
+					return err
+				}
+				defer ctr.Release(ctx) //nolint:errcheck // the build ends
+				proc, err := ctr.Start(ctx, gateway.StartRequest{Args: []string{"/bin/cat", "/seen/base"}, Stdout: &writeCloser{&out}})
+				if err != nil {
+					return err
+				}
+				return proc.Wait()
+			})
+			return out.String(), err
+		},
+		"export": func(ctx context.Context, p peer, st llb.State) (string, error) {
+			var out bytes.Buffer
+			if err := p.export(ctx, bed.client, st, &writeCloser{&out}); err != nil {
+				return "", err
+			}
+			for tr := tar.NewReader(&out); ; {
+				hdr, err := tr.Next()
+				if err != nil {
+					return "", err
+				}
+				if hdr.Name == "seen/base" {
+					dt, err := io.ReadAll(tr)
+					return string(dt), err
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			state := sh(bed.root, `mkdir /seen; cat /run/secrets/token > "/seen/$(cat /run/secrets/token)"`, secretFile("token"))
+			base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: bed.locals}
+			child := peer{name: "child", secrets: map[string]string{"token": "child"}, locals: bed.locals}
+			require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+				if _, err := b.solve(ctx, state); err != nil {
+					return err
+				}
+				seen, err := evaluate(ctx, child, sh(state, "true"))
+				require.Equal(t, "base", seen)
+				return err
+			}))
+		})
+	}
+}
+
+type writeCloser struct{ io.Writer }
+
+func (writeCloser) Close() error {
+	return nil
 }
 
 // TestIsolation has builds that chain on base and try to use what base offers
