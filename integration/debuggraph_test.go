@@ -1,12 +1,15 @@
 package integration
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -246,4 +249,34 @@ func TestQuietLog(t *testing.T) {
 	}))
 	require.NotEmpty(t, getMetrics(t, d))
 	require.Empty(t, strings.TrimPrefix(d.LogTail(-1), before))
+}
+
+// TestLazySolveTrace has the daemon export its traces.
+func TestLazySolveTrace(t *testing.T) {
+	requireTestbed(t)
+	var mu sync.Mutex
+	var exported bytes.Buffer
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		io.Copy(&exported, r.Body)
+	}))
+	t.Cleanup(collector.Close)
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Env: []string{
+		"OTEL_TRACES_EXPORTER=otlp", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=" + collector.URL + "/v1/traces",
+	}})
+	p := peer{name: "p"}
+	require.NoError(t, p.run(t.Context(), newClient(t, d), func(ctx context.Context, b peerBuild) error {
+		ref, err := b.solve(ctx, llb.Scratch().File(llb.Mkfile("/file", 0o600, nil)))
+		if err != nil {
+			return err
+		}
+		return ref.Evaluate(ctx)
+	}))
+	require.NoError(t, d.Stop(), "the rest is exported when the daemon ends")
+	mu.Lock()
+	defer mu.Unlock()
+	for _, name := range []string{"register definition", "load definition"} {
+		require.Contains(t, exported.String(), name)
+	}
 }

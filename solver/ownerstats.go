@@ -56,7 +56,7 @@ func (g *sessionGroup) LookupDone(ctx context.Context, asked int, answered strin
 	switch {
 	case answered == "":
 		counts.unanswered.Add(1)
-	case g.state.hasSession(answered):
+	case g.hasSession(answered):
 		counts.byBuild.Add(1)
 	default:
 		counts.byOwner.Add(1)

@@ -84,7 +84,7 @@ func metrics(t *testing.T, reader *sdkmetric.ManualReader) map[string]int64 {
 	out := map[string]int64{}
 	add := func(name string, attrs attribute.Set, value int64) {
 		for _, kv := range attrs.ToSlice() {
-			name += " " + kv.Value.Emit()
+			name += " " + kv.Value.AsString()
 		}
 		out[name] = value
 	}
