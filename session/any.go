@@ -12,6 +12,36 @@ import (
 // all of them together.
 const connectTimeout = 5 * time.Second
 
+// LookupObserver is an iterator that is told what came of the sessions that it
+// gave to Any: how many were asked, and which one answered, if any.
+type LookupObserver interface {
+	LookupDone(ctx context.Context, asked int, answered string)
+}
+
+// Subgroup returns a group of the sessions ids of g that observes lookups as g
+// does.
+func Subgroup(g Group, ids ...string) Group {
+	return &subgroup{Group: NewGroup(ids...), parent: g}
+}
+
+type subgroup struct {
+	Group
+	parent Group
+}
+
+func (g *subgroup) SessionIterator() Iterator {
+	it := g.Group.SessionIterator()
+	if o, ok := g.parent.SessionIterator().(LookupObserver); ok {
+		return &observedIterator{Iterator: it, LookupObserver: o}
+	}
+	return it
+}
+
+type observedIterator struct {
+	Iterator
+	LookupObserver
+}
+
 // Any calls f with the sessions of g in their order until one succeeds. A
 // session that is not connected is waited for, but no longer than five seconds
 // from the start of the call; a connected one has all the time that ctx
@@ -30,10 +60,15 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 	if it == nil {
 		return nil
 	}
+	asked, answered := 0, ""
+	if o, ok := it.(LookupObserver); ok {
+		defer func() { o.LookupDone(ctx, asked, answered) }()
+	}
 
 	var failed failedSessions
 	deadline := time.Now().Add(connectTimeout)
 	for id := it.NextSession(); id != ""; id = it.NextSession() {
+		asked++
 		c, err := sm.connected(ctx, id, deadline)
 		if err == nil {
 			err = f(c.Context(ctx), id, c)
@@ -41,6 +76,7 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 			err = &unreachableError{err}
 		}
 		if err == nil {
+			answered = id
 			return nil
 		}
 		if context.Cause(ctx) != nil {

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -51,6 +52,49 @@ func TestAnyOrder(t *testing.T) {
 	})
 	require.NoError(t, err)
 	require.Equal(t, ids[:2], asked)
+}
+
+// observed is a group that notes the lookups in it.
+type observed struct {
+	Group
+	lookups *[]string
+}
+
+type observedTestIterator struct {
+	Iterator
+	lookups *[]string
+}
+
+func (o *observed) SessionIterator() Iterator {
+	return &observedTestIterator{Iterator: o.Group.SessionIterator(), lookups: o.lookups}
+}
+
+func (o *observedTestIterator) LookupDone(_ context.Context, asked int, answered string) {
+	*o.lookups = append(*o.lookups, fmt.Sprintf("%d %s", asked, answered))
+}
+
+func TestAnyObserver(t *testing.T) {
+	t.Parallel()
+	sm, err := NewManager()
+	require.NoError(t, err)
+	ids := connect(t, sm, 3)
+
+	var lookups []string
+	g := &observed{Group: NewGroup(ids...), lookups: &lookups}
+	answer := func(answering string) func(context.Context, string, Caller) error {
+		return func(_ context.Context, id string, _ Caller) error {
+			if id != answering {
+				return errors.WithStack(errNotHere)
+			}
+			return nil
+		}
+	}
+	require.NoError(t, sm.Any(t.Context(), g, answer(ids[1])))
+	require.ErrorIs(t, sm.Any(t.Context(), g, answer("")), errNotHere)
+	require.NoError(t, sm.Any(t.Context(), Subgroup(g, ids[2]), answer(ids[2])))
+	require.NoError(t, sm.Any(t.Context(), Subgroup(NewGroup(ids...), ids[2]), answer(ids[2])), "nobody observes")
+	require.Equal(t, []string{"2 " + ids[1], "3 ", "1 " + ids[2]}, lookups)
+	require.Equal(t, ids[2:], AllSessionIDs(Subgroup(g, ids[2])))
 }
 
 func TestAnyNoSession(t *testing.T) {

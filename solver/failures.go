@@ -3,6 +3,7 @@ package solver
 import (
 	"context"
 	"sync/atomic"
+	"time"
 
 	"github.com/moby/buildkit/solver/errdefs"
 	digest "github.com/opencontainers/go-digest"
@@ -12,16 +13,20 @@ import (
 // of its op for as long as it lives. That is right while a job is building it,
 // but a failed state must not be kept for an owner: another build that comes
 // later would be given an old error instead of being tried.
+//
+// It also notes how far the op is, for those who look at the graph.
 type observedOp struct {
 	activeOp
 	st     *state
+	since  time.Time
 	failed atomic.Bool
+	phase  atomic.Int32 // opPhase
 }
 
 // newEdge creates an edge whose op is observed.
 func newEdge(ed Edge, op activeOp, index *edgeIndex) *edge {
 	if so, ok := op.(*sharedOp); ok {
-		op = &observedOp{activeOp: so, st: so.st}
+		op = &observedOp{activeOp: so, st: so.st, since: time.Now()}
 	}
 	return newOpEdge(ed, op, index)
 }
@@ -45,9 +50,27 @@ func (op *observedOp) CacheMap(ctx context.Context, index int) (*cacheMapResp, e
 }
 
 func (op *observedOp) Exec(ctx context.Context, inputs []Result) ([]Result, []ExportableCacheKey, func(context.Context) context.Context, error) {
+	op.setPhase(opRunning)
 	outputs, exporters, ctxOpts, err := op.activeOp.Exec(ctx, inputs)
 	op.observe(ctx, err)
+	if err != nil {
+		op.setPhase(opWaiting)
+	} else {
+		op.setPhase(opDone)
+	}
 	return outputs, exporters, ctxOpts, err
+}
+
+func (op *observedOp) LoadCache(ctx context.Context, rec *CacheRecord) (Result, func(context.Context) context.Context, error) {
+	res, ctxOpts, err := op.activeOp.LoadCache(ctx, rec)
+	if err == nil {
+		op.setPhase(opCached)
+	}
+	return res, ctxOpts, err
+}
+
+func (op *observedOp) setPhase(p opPhase) {
+	op.phase.Store(int32(p))
 }
 
 func (op *observedOp) CalcSlowCache(ctx context.Context, index Index, p PreprocessFunc, f ResultBasedCacheFunc, res Result) (digest.Digest, error) {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/moby/buildkit/util/progress"
 	digest "github.com/opencontainers/go-digest"
@@ -51,6 +52,10 @@ type registration struct {
 	seq    uint64
 	caches []CacheManager
 
+	// for people who look at the graph
+	since    time.Time
+	describe func() []VertexInfo // not nil, of the vertices and their ancestors
+
 	// alone is the owners of a vertex that has no other. It saves a slice for
 	// every vertex of the common case.
 	alone [1]*registration
@@ -90,17 +95,19 @@ type ownerIndex struct {
 	// states on both sides.
 	merged     map[digest.Digest][]digest.Digest
 	mergedFrom map[digest.Digest][]digest.Digest
+
+	counts ownerCounts
 }
 
 // register makes j an owner of the vertices, given with inputs first, and
 // provides them with caches.
-func (o *ownerIndex) register(ctx context.Context, j *Job, vertices []digest.Digest, caches []CacheManager) error {
+func (o *ownerIndex) register(ctx context.Context, j *Job, vertices []digest.Digest, caches []CacheManager, describe func() []VertexInfo) error {
 	if len(vertices) == 0 {
 		return nil
 	}
 	o.mu.Lock()
 	o.seq++
-	reg := &registration{job: j, seq: o.seq, caches: caches}
+	reg := &registration{job: j, seq: o.seq, caches: caches, since: time.Now(), describe: describe}
 	o.mu.Unlock()
 	reg.alone[0] = reg
 
@@ -190,11 +197,11 @@ func (o *ownerIndex) add(dgst digest.Digest, reg *registration) {
 	reg.job.owned.vertices = append(reg.job.owned.vertices, dgst)
 }
 
-// inherit makes the owners of src owners of dst as well, including those that
-// register src later.
-func (o *ownerIndex) inherit(dst, src digest.Digest) {
+// inherit makes the owners of src, which it returns, owners of dst as well,
+// including those that register src later.
+func (o *ownerIndex) inherit(dst, src digest.Digest) []*registration {
 	if dst == src {
-		return
+		return nil
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -205,6 +212,7 @@ func (o *ownerIndex) inherit(dst, src digest.Digest) {
 	for _, reg := range o.owners[src] {
 		o.add(dst, reg)
 	}
+	return o.owners[src]
 }
 
 // forgetMerges drops the merges from and to dgst. Requires mu.
@@ -237,7 +245,7 @@ func unlink(m map[digest.Digest][]digest.Digest, from, to digest.Digest) {
 
 // remove ends everything that j owns and refuses what it would register later.
 // It returns the kept states that have no owner left.
-func (o *ownerIndex) remove(j *Job) []*state {
+func (o *ownerIndex) remove(j *Job) (orphans []*state) {
 	o.mu.Lock()
 	j.owned.discarded = true
 	vertices := j.owned.vertices
@@ -246,10 +254,10 @@ func (o *ownerIndex) remove(j *Job) []*state {
 
 	// consumers before their inputs
 	slices.Reverse(vertices)
-	var orphans []*state
 	for batch := range slices.Chunk(vertices, registerBatch) {
 		orphans = append(orphans, o.removeBatch(j, batch)...)
 	}
+	logReleased(j, vertices, orphans)
 	return orphans
 }
 
@@ -334,14 +342,24 @@ func (o *ownerIndex) keep(st *state) bool {
 func (j *Job) Register(ctx context.Context, e Edge) error {
 	o := &j.list.owners
 	caches := e.Vertex.Options().CacheSources
-	return o.register(ctx, j, o.missing(j, e.Vertex, caches), caches)
+	describe := func() []VertexInfo { return describeGraph(e.Vertex) }
+	err := o.register(ctx, j, o.missing(j, e.Vertex, caches), caches, describe)
+	j.noteRegistered(ctx, e.Vertex.Digest(), err)
+	return err
 }
 
 // RegisterDigests is Register for vertices that have not been loaded. They are
 // given by LLB digest, each after its inputs. All inputs are included or owned
-// by the job already.
-func (j *Job) RegisterDigests(ctx context.Context, vertices []digest.Digest) error {
-	return j.list.owners.register(ctx, j, vertices, nil)
+// by the job already. Somebody who looks at the graph is told by describe what
+// they are.
+func (j *Job) RegisterDigests(ctx context.Context, vertices []digest.Digest, describe func() []VertexInfo) error {
+	err := j.list.owners.register(ctx, j, vertices, nil, describe)
+	var result digest.Digest
+	if len(vertices) > 0 {
+		result = vertices[len(vertices)-1]
+	}
+	j.noteRegistered(ctx, result, err)
+	return err
 }
 
 // Owns reports if the job owns the vertex, and with it all its ancestors.
@@ -406,7 +424,7 @@ func (jl *Solver) keepOwned(st *state) bool {
 // inheritOwners hands the owners of src to s in an edge merge.
 // called with solver lock
 func (s *state) inheritOwners(src *state) {
-	s.solver.owners.inherit(s.origDigest, src.origDigest)
+	logInherited(s, src, s.solver.owners.inherit(s.origDigest, src.origDigest))
 }
 
 // ownerCaches returns the cache imports that only owners provide, in the order

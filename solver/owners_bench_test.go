@@ -51,7 +51,7 @@ func BenchmarkRegisterDigests(b *testing.B) {
 	_, dgsts := benchChain(benchSteps)
 	for i := 0; b.Loop(); i++ {
 		j := newTestJob(b, s, fmt.Sprint(i))
-		require.NoError(b, j.RegisterDigests(b.Context(), dgsts))
+		require.NoError(b, j.RegisterDigests(b.Context(), dgsts, nil))
 		b.StopTimer()
 		require.NoError(b, j.Discard())
 		b.StartTimer()
@@ -78,7 +78,7 @@ func BenchmarkDiscard(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		b.StopTimer()
 		j := newTestJob(b, s, fmt.Sprint(i))
-		require.NoError(b, j.RegisterDigests(b.Context(), dgsts))
+		require.NoError(b, j.RegisterDigests(b.Context(), dgsts, nil))
 		b.StartTimer()
 		require.NoError(b, j.Discard())
 	}
@@ -147,7 +147,7 @@ func TestOwnerIndexShrinks(t *testing.T) {
 	for i := range jobs {
 		jobs[i] = newTestJob(t, s, fmt.Sprint(i))
 		part := dgsts[i*benchSteps/len(jobs) : (i+1)*benchSteps/len(jobs)]
-		require.NoError(t, jobs[i].RegisterDigests(t.Context(), part))
+		require.NoError(t, jobs[i].RegisterDigests(t.Context(), part, nil))
 	}
 	for i, j := range jobs[:9] {
 		require.NoError(t, j.Discard())

@@ -128,11 +128,11 @@ func TestRegisterDigests(t *testing.T) {
 	v := newVtxSession(vtxOpt{name: "v", inputs: []Edge{{Vertex: in}}})
 
 	byDigest := newTestJob(t, s, "digests")
-	require.NoError(t, byDigest.RegisterDigests(t.Context(), nil))
-	require.NoError(t, byDigest.RegisterDigests(t.Context(), []digest.Digest{in.Digest(), v.Digest()}))
+	require.NoError(t, byDigest.RegisterDigests(t.Context(), nil, nil))
+	require.NoError(t, byDigest.RegisterDigests(t.Context(), []digest.Digest{in.Digest(), v.Digest()}, nil))
 	byEdge := newTestJob(t, s, "edge")
 	require.NoError(t, byEdge.Register(t.Context(), Edge{Vertex: v}))
-	require.NoError(t, byEdge.RegisterDigests(t.Context(), []digest.Digest{in.Digest(), v.Digest()}))
+	require.NoError(t, byEdge.RegisterDigests(t.Context(), []digest.Digest{in.Digest(), v.Digest()}, nil))
 
 	child := newTestJob(t, s, "child")
 	require.NoError(t, buildVertex(t, child, v))
@@ -142,7 +142,7 @@ func TestRegisterDigests(t *testing.T) {
 		require.NoError(t, j.Discard())
 	}
 	requireEmpty(t, s)
-	require.ErrorIs(t, byDigest.RegisterDigests(t.Context(), []digest.Digest{v.Digest()}), ErrJobDiscarded)
+	require.ErrorIs(t, byDigest.RegisterDigests(t.Context(), []digest.Digest{v.Digest()}, nil), ErrJobDiscarded)
 }
 
 func TestRegisterKeepsResults(t *testing.T) {
@@ -622,7 +622,7 @@ func TestOwnerIndexRace(t *testing.T) {
 				for range 2 {
 					v := vs[rnd.IntN(len(vs))]
 					inner.Go(func() error {
-						if err := o.register(t.Context(), j, o.missing(j, v, nil), nil); !errors.Is(err, ErrJobDiscarded) {
+						if err := o.register(t.Context(), j, o.missing(j, v, nil), nil, nil); !errors.Is(err, ErrJobDiscarded) {
 							return err
 						}
 						return nil

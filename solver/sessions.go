@@ -1,7 +1,6 @@
 package solver
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 
@@ -54,9 +53,7 @@ func (g *sessionGroup) ownSessions() []string {
 	g.mu.RLock()
 	jobs := slices.Collect(maps.Keys(g.jobs))
 	g.mu.RUnlock()
-	slices.SortFunc(jobs, func(a, b *Job) int {
-		return cmp.Or(a.startedTime.Compare(b.startedTime), cmp.Compare(a.uniqueID, b.uniqueID))
-	})
+	slices.SortFunc(jobs, compareJobs)
 	for _, j := range jobs {
 		visit(j.SessionID)
 	}

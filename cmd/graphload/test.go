@@ -21,9 +21,9 @@ import (
 // with added files, and those below them. The tests of package client need the
 // images of BuildKit's integration harness.
 var treePackages = []string{
-	"./solver", "./solver/llbsolver/...", "./solver/pb", "./session/...", "./frontend/gateway/client", "./frontend/gateway/pb",
+	"./solver", "./solver/debuggraph", "./solver/llbsolver/...", "./solver/pb", "./session/...", "./frontend/gateway/client", "./frontend/gateway/pb",
 	"./frontend/dockerfile/version",
-	"./util/graphload/...", "./util/resolver/...",
+	"./util/graphload/...", "./util/resolver/...", "./cmd/buildkitd",
 }
 
 func testCommand() *cli.Command {

@@ -78,7 +78,19 @@ the job. Evaluating it builds what was loaded. Source policies are
 evaluated once per ref; cache mounts are pruned and cache imports started
 when the definition is built, as before.
 
-Refs of a Solve with Evaluate are evaluated concurrently.`,
+Refs of a Solve with Evaluate are evaluated concurrently.
+
+Count registered definitions, owned vertices, and lookups by who answered
+them, and trace loading and registering.`,
+	},
+	{
+		Title:   "buildkitd: show the build graph at the debug address",
+		Folders: []string{"solver/debuggraph", "cmd/buildkitd"},
+		Body: `Whose session a step asked could not be seen. /debug/graph lists the
+active steps with the builds that own or build them and the sessions that
+they would ask, in order. Browsers get a page that draws the graph.
+
+Nothing of an op is shown but the name that is shown in progress.`,
 	},
 	{
 		Title:   "gateway: add capability for loaded lazy solves",

@@ -8,9 +8,9 @@ import (
 )
 
 // Logins returns the sessions of g that have a login for host, in the order of
-// g. Anonymous access is the last resort: g is returned unchanged when no
-// session has a login, and also when there is no choice between sessions.
-// Sessions that cannot be asked have no login.
+// g. Anonymous access is the last resort: all sessions of g are returned when
+// none has a login, and also when there is no choice between sessions. Sessions
+// that cannot be asked have no login.
 //
 // The functions of this package end their search at the first session that
 // answers, with or without credentials. Without this choice an anonymous
@@ -38,9 +38,9 @@ func Logins(ctx context.Context, sm *session.Manager, g session.Group, host stri
 		}
 	}
 	if len(logins) == 0 {
-		return g
+		return session.NewGroup(ids...) // and no lookup that somebody answers
 	}
-	return session.NewGroup(logins...)
+	return session.Subgroup(g, logins...)
 }
 
 func hasLogin(ctx context.Context, sm *session.Manager, g session.Group, host string) bool {

@@ -121,7 +121,7 @@ func TestVertexDigests(t *testing.T) {
 		got, ok = br.vertexDigests(t.Context(), req, growing)
 		require.True(t, ok)
 		require.ElementsMatch(t, want, got)
-		require.NoError(t, growing.RegisterDigests(t.Context(), got))
+		require.NoError(t, growing.RegisterDigests(t.Context(), got, nil))
 		for _, dgst := range got {
 			owned[dgst] = true
 		}

@@ -7,11 +7,13 @@ import (
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/errdefs"
-	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/flightcontrol"
 	"github.com/moby/buildkit/util/graphload"
+	"github.com/moby/buildkit/util/tracing"
 	"github.com/moby/buildkit/worker"
 	digest "github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -29,8 +31,9 @@ type loadedDefinition struct {
 // the state of their parent, and it is built at once.
 type registrar interface {
 	Register(context.Context, solver.Edge) error
-	RegisterDigests(context.Context, []digest.Digest) error
+	RegisterDigests(context.Context, []digest.Digest, func() []solver.VertexInfo) error
 	Owns(digest.Digest) bool
+	Refuse(context.Context, error)
 }
 
 // lazyDefinition loads the definition of a ref at most once.
@@ -99,7 +102,9 @@ func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 		if ld.done {
 			return ld.def, ld.err
 		}
+		span, ctx := tracing.StartSpan(ctx, "load definition")
 		def, err := rp.b.loadDefinition(ctx, rp.req.Definition, rp.req.CacheImports, rp.req.SourcePolicies)
+		tracing.FinishWithError(span, err)
 		if err != nil && context.Cause(ctx) != nil && errdefs.IsCanceled(ctx, err) {
 			return nil, err
 		}
@@ -118,14 +123,18 @@ func (rp *resultProxy) register(ctx context.Context) {
 	if !ok || !rp.claim() {
 		return
 	}
-	if err := rp.registerWith(ctx, r); err != nil {
-		bklog.G(ctx).WithError(err).Debugf("lazy solve %s not registered", rp.id)
+	span, ctx := tracing.StartSpan(ctx, "register definition", trace.WithAttributes(attribute.Int("vertices", max(0, len(rp.req.Definition.Def)-1))))
+	err := rp.registerWith(ctx, r)
+	if err != nil {
+		r.Refuse(ctx, err)
 	}
+	tracing.FinishWithError(span, err)
 }
 
 func (rp *resultProxy) registerWith(ctx context.Context, r registrar) error {
 	if dgsts, ok := rp.b.vertexDigests(ctx, &rp.req, r); ok {
-		return r.RegisterDigests(ctx, dgsts)
+		def := rp.req.Definition
+		return r.RegisterDigests(ctx, dgsts, func() []solver.VertexInfo { return describeDefinition(def) })
 	}
 	def, err := rp.load(ctx)
 	if err != nil {

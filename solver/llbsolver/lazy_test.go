@@ -37,6 +37,7 @@ type bench struct {
 
 	mu       sync.Mutex
 	sessions map[string][][]string // by the name of the vertex
+	lookup   func(name string, it session.Iterator)
 	pruned   []map[string]bool
 	parsed   atomic.Int64 // sources that a policy was evaluated for
 	imports  atomic.Int64
@@ -118,6 +119,9 @@ func (op *benchOp) Exec(_ context.Context, jobCtx solver.JobContext, _ []solver.
 	op.mu.Lock()
 	op.sessions[op.v.Name()] = append(op.sessions[op.v.Name()], session.AllSessionIDs(jobCtx.Session()))
 	op.mu.Unlock()
+	if op.lookup != nil {
+		op.lookup(op.v.Name(), jobCtx.Session().SessionIterator())
+	}
 	return []solver.Result{&benchResult{id: op.v.Digest().String()}}, nil
 }
 
