@@ -112,7 +112,7 @@ th { color: #66727f; }
     var w = canvas.clientWidth / view.scale, h = canvas.clientHeight / view.scale;
     svg.setAttribute("viewBox", [view.x, view.y, w, h].join(" "));
     svg.classList.toggle("far", view.scale < 0.35);
-    store.set("view", view);
+    store.set("view" + location.search, view);
   }
   function fit(least) {
     var scale = Math.min(canvas.clientWidth / (width + 40), canvas.clientHeight / (height + 40), 1.25);
@@ -151,7 +151,7 @@ th { color: #66727f; }
   });
   window.addEventListener("resize", show);
   document.getElementById("fit").addEventListener("click", function () { fit(0.02); });
-  document.getElementById("build").addEventListener("change", function () { store.set("view", null); this.form.submit(); });
+  document.getElementById("build").addEventListener("change", function () { this.form.submit(); });
 
   function element(tag, text, cls) {
     var el = document.createElement(tag);
@@ -226,7 +226,7 @@ th { color: #66727f; }
   schedule();
   search.value = store.get("search") || "";
   find();
-  var saved = store.get("view");
+  var saved = store.get("view" + location.search);
   if (saved) { view = saved; show(); } else { fit(0.5); }
   var chosen = location.hash.slice(1) || store.get("selected");
   var at = graph.steps.findIndex(function (s) { return s.digest === chosen; });
