@@ -5,10 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -83,7 +83,7 @@ func buildBinaries(ctx context.Context, opt assemble.Options, race bool) (string
 	}
 	for _, name := range []string{"buildkitd", "buildctl"} {
 		progressf("building %s %s", name, version(opt))
-		if err := buildBinary(ctx, t.Dir, "./cmd/"+name, filepath.Join(dir, name), ldflags, env, args...); err != nil {
+		if err := gomod.Build(ctx, t.Dir, "./cmd/"+name, filepath.Join(dir, name), ldflags, env, args...); err != nil {
 			return "", err
 		}
 	}
@@ -110,23 +110,6 @@ func versionFlags(ctx context.Context, opt assemble.Options) (string, error) {
 	}
 	const vars = upstream.Module + "/version."
 	return "-X " + vars + "Package=" + pkg + " -X " + vars + "Revision=" + rev + " -X " + vars + "Version=" + version(opt), nil
-}
-
-// buildTags are those of upstream's releases.
-const buildTags = "osusergo netgo static_build seccomp"
-
-// buildBinary builds a package of the module in dir as a static binary.
-func buildBinary(ctx context.Context, dir, pkg, out, ldflags string, env []string, args ...string) error {
-	args = append([]string{"build", "-trimpath", "-buildvcs=false", "-tags", buildTags, "-ldflags", ldflags, "-o", out + ".tmp"}, args...)
-	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
-	cmd.Dir = dir
-	cmd.Env = slices.Concat(os.Environ(), []string{"GOWORK=off"}, env)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	if err := cmd.Run(); err != nil {
-		os.Remove(out + ".tmp")
-		return errors.Wrapf(err, "failed to build %s", filepath.Base(out))
-	}
-	return errors.WithStack(os.Rename(out+".tmp", out))
 }
 
 // revision returns the commit of the repository, with .m when there are

@@ -50,6 +50,9 @@ func run() error {
 			conformanceCommand(),
 			integrationCommand(),
 			soakCommand(),
+			distCommand(),
+			installCommand(),
+			uninstallCommand(),
 		},
 	}
 	return app.Run(ctx, os.Args)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
@@ -146,12 +147,23 @@ var debianPackages = map[string]string{
 
 // installPackages installs what is missing when it can, as root on Debian.
 func installPackages(ctx context.Context) error {
+	return installMissing(ctx, debianPackages)
+}
+
+// installMissing installs packages whose command, or file when the name is a
+// path, is not there.
+func installMissing(ctx context.Context, pkgs map[string]string) error {
 	var missing []string
-	for name, pkg := range debianPackages {
-		if _, err := exec.LookPath(name); err != nil {
+	for name, pkg := range pkgs {
+		_, err := exec.LookPath(name)
+		if filepath.IsAbs(name) {
+			_, err = os.Stat(name)
+		}
+		if err != nil && !slices.Contains(missing, pkg) {
 			missing = append(missing, pkg)
 		}
 	}
+	slices.Sort(missing)
 	if len(missing) == 0 {
 		return nil
 	}

@@ -75,7 +75,7 @@ func Open(ctx context.Context, dir, arch string, m Mirror) (*Archive, error) {
 		return nil, errors.Errorf("%s is missing: install debian-archive-keyring", keyring)
 	}
 	a := &Archive{arch: arch, dir: filepath.Join(dir, arch)}
-	for _, sub := range []string{"state/lists/partial", "cache/archives/partial", "etc"} {
+	for _, sub := range []string{"state/lists/partial", "cache/archives/partial", "etc", "packages"} {
 		if err := os.MkdirAll(filepath.Join(a.dir, sub), 0o755); err != nil {
 			return nil, errors.WithStack(err)
 		}
@@ -119,8 +119,10 @@ func (a *Archive) apt(ctx context.Context, args ...string) ([]byte, error) {
 	return dt, errors.Wrapf(err, "apt-get %s for %s: %s", strings.Join(args, " "), a.arch, bytes.TrimSpace(stderr.Bytes()))
 }
 
+// archives is where packages are kept. It is not the folder that apt-get
+// installs from, because what is there is not listed by --print-uris.
 func (a *Archive) archives() string {
-	return filepath.Join(a.dir, "cache", "archives")
+	return filepath.Join(a.dir, "packages")
 }
 
 // Resolve returns packages and all that they depend on, ordered by name,
