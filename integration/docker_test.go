@@ -36,17 +36,21 @@ func requireDocker(t *testing.T) {
 	require.NoError(t, testbed.FetchDocker(t.Context()))
 }
 
-// imageFiles builds, once, images for this machine with the binaries of either
-// build: they differ in buildkitd and buildctl only.
-var imageFiles = sync.OnceValues(func() (*images, error) { return buildImages(context.Background()) })
-
-type images struct {
+// imageSet are images for this machine, with the binaries of either build: they
+// differ in buildkitd and buildctl only. Each is built when a test needs it.
+type imageSet struct {
+	mu    sync.Mutex
 	dir   string
-	files map[string]string // by flavor and variant
+	files map[string]string
 }
 
-func imageKey(flavor testbed.Flavor, v dist.Variant) string {
-	return string(flavor) + "-" + string(v)
+var containerImages imageSet
+
+// removeImages removes what the tests have built.
+func removeImages() {
+	if containerImages.dir != "" {
+		os.RemoveAll(containerImages.dir)
+	}
 }
 
 // imageOf is a name that no registry can be asked about.
@@ -54,43 +58,73 @@ func imageOf(flavor testbed.Flavor, v dist.Variant) string {
 	return "127.0.0.1:1/" + string(flavor) + ":" + string(v)
 }
 
-func buildImages(ctx context.Context) (_ *images, retErr error) {
+// file returns the archive of an image.
+func (s *imageSet) file(ctx context.Context, flavor testbed.Flavor, v dist.Variant) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := imageOf(flavor, v)
+	if file := s.files[name]; file != "" {
+		return file, nil
+	}
+	if s.dir == "" {
+		dir, err := os.MkdirTemp("", "graphload-images-")
+		if err != nil {
+			return "", err
+		}
+		s.dir, s.files = dir, map[string]string{}
+	}
+	file := filepath.Join(s.dir, fmt.Sprintf("%s-%s.tar", flavor, v))
+	if err := buildImage(ctx, filepath.Join(s.dir, string(flavor)), flavor, v, file); err != nil {
+		return "", err
+	}
+	s.files[name] = file
+	return file, nil
+}
+
+// buildImage has a daemon of this repository build an image in the folder dir.
+func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.Variant, file string) (retErr error) {
 	root, err := upstream.Root()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	dir, err := os.MkdirTemp("", "graphload-images-")
+	cache = filepath.Join(cache, "graphload")
+	archive := sync.OnceValues(func() (*debian.Archive, error) {
+		return debian.Open(ctx, filepath.Join(cache, "debian"), runtime.GOARCH, debian.DefaultMirror)
+	})
+	c := &dist.ImageContext{Dir: dir}
+	if err := c.Prepare(ctx, filepath.Join(root, "packaging", "image"), []string{runtime.GOARCH}, func(string) (*debian.Archive, error) { return archive() }); err != nil {
+		return err
+	}
+	a, err := archive()
 	if err != nil {
-		return nil, err
-	}
-	out := &images{dir: dir, files: map[string]string{}}
-	defer func() {
-		if retErr != nil {
-			os.RemoveAll(dir)
-		}
-	}()
-	debs := filepath.Join(cache, "graphload", "debian")
-	a, err := debian.Open(ctx, debs, runtime.GOARCH, debian.DefaultMirror)
-	if err != nil {
-		return nil, err
-	}
-	c := &dist.ImageContext{Dir: filepath.Join(dir, "context")}
-	if err := c.Prepare(ctx, filepath.Join(root, "packaging", "image"), []string{runtime.GOARCH}, func(string) (*debian.Archive, error) { return a, nil }); err != nil {
-		return nil, err
+		return err
 	}
 	b := &dist.Builder{Arch: runtime.GOARCH, Dir: c.BinDir(runtime.GOARCH), Work: dir, Archive: a}
 	for _, component := range dist.Components {
-		if _, err := b.BuildComponent(ctx, component); err != nil {
-			return nil, err
+		if err := b.CachedComponent(ctx, component, filepath.Join(cache, "tools")); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"buildkitd", "buildctl"} {
+		bin, err := testbed.Binary(flavor, name)
+		if err != nil {
+			return err
+		}
+		dt, err := os.ReadFile(bin)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(b.Dir, name), dt, 0o755); err != nil {
+			return err
 		}
 	}
 	d, err := testbed.StartDaemon(ctx, testbed.DaemonOptions{Flavor: testbed.Graphload, Quiet: true})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		if err := d.Close(); retErr == nil {
@@ -99,42 +133,27 @@ func buildImages(ctx context.Context) (_ *images, retErr error) {
 	}()
 	bk, err := client.New(ctx, d.Addr)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer bk.Close()
-	for _, flavor := range testbed.Flavors {
-		for _, name := range []string{"buildkitd", "buildctl"} {
-			bin, err := testbed.Binary(flavor, name)
-			if err != nil {
-				return nil, err
-			}
-			dt, err := os.ReadFile(bin)
-			if err != nil {
-				return nil, err
-			}
-			if err := os.WriteFile(filepath.Join(b.Dir, name), dt, 0o755); err != nil {
-				return nil, err
-			}
-		}
-		for _, v := range dist.Variants {
-			file := filepath.Join(dir, imageKey(flavor, v)+".tar")
-			if err := c.Build(ctx, bk, dist.ImageOptions{
-				Variant: v, Archs: []string{runtime.GOARCH}, Name: imageOf(flavor, v), Exporter: client.ExporterDocker, Output: file, Epoch: time.Unix(0, 0),
-			}); err != nil {
-				return nil, err
-			}
-			out.files[imageKey(flavor, v)] = file
-		}
+	if err := c.Build(ctx, bk, dist.ImageOptions{
+		Variant: v, Archs: []string{runtime.GOARCH}, Name: imageOf(flavor, v), Exporter: client.ExporterDocker, Output: file,
+	}); err != nil {
+		return err
 	}
-	return out, nil
+	return dist.CheckImage(file, []string{runtime.GOARCH})
 }
 
 // newDocker starts an engine that has the images.
 func newDocker(t *testing.T, v dist.Variant, flavors ...testbed.Flavor) *testbed.Docker {
 	t.Helper()
 	requireDocker(t)
-	imgs, err := imageFiles()
-	require.NoError(t, err)
+	var files []string
+	for _, flavor := range flavors {
+		file, err := containerImages.file(t.Context(), flavor, v)
+		require.NoError(t, err)
+		files = append(files, file)
+	}
 	d, err := testbed.StartDocker(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -144,8 +163,8 @@ func newDocker(t *testing.T, v dist.Variant, flavors ...testbed.Flavor) *testbed
 		}
 		require.NoError(t, d.Close())
 	})
-	for _, flavor := range flavors {
-		_, err := d.Run(t.Context(), "load", "-i", imgs.files[imageKey(flavor, v)])
+	for _, file := range files {
+		_, err := d.Run(t.Context(), "load", "-i", file)
 		require.NoError(t, err)
 	}
 	return d

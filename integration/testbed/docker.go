@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -111,8 +112,12 @@ func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
 		"LD_LIBRARY_PATH=" + strings.Join([]string{filepath.Join(bin, "usr/lib", triplet), filepath.Join(bin, "lib", triplet)}, ":"),
 		"HOME=" + dir, "TMPDIR=" + dir, "DOCKER_HOST=" + d.Host, "DOCKER_CONFIG=" + filepath.Join(dir, "config"),
 	}
+	fit := filepath.Join(dir, "fitruntime")
+	if _, err := output(command(ctx, "go", "build", "-buildvcs=false", "-o", fit, "github.com/graphload/graphload/integration/testbed/fitruntime")); err != nil {
+		return nil, err
+	}
 	config := filepath.Join(dir, "daemon.json")
-	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, `{"runtimes": {"fit": {"path": %q}}, "default-runtime": "fit"}`, fit), 0o600); err != nil {
 		return nil, errors.WithStack(err)
 	}
 	log, err := os.Create(d.LogPath)
@@ -189,7 +194,6 @@ func (d *Docker) NewBuilder(ctx context.Context, version, name, image string) (_
 	}()
 	_, err = output(b.Command(ctx, "create", "--use", "--bootstrap", "--name", name, "--driver", "docker-container",
 		"--driver-opt", "image="+image, "--driver-opt", "network=host", "--driver-opt", "cgroup-parent="+d.Cgroup,
-		// containers of the engine share the network of the host, its debug socket is not needed
 		"--buildkitd-flags", "--oci-worker-net=host --debug"))
 	return b, err
 }

@@ -85,6 +85,24 @@ func (b *Builder) BuildComponent(ctx context.Context, c Component) ([]debian.Pac
 	return pkgs, b.Build(ctx, src, c.pkg, c.Name, "-linkmode external -extldflags -static", env...)
 }
 
+// CachedComponent builds a component, unless the file is in the folder cache,
+// and copies it to the binaries.
+func (b *Builder) CachedComponent(ctx context.Context, c Component, cache string) error {
+	file := filepath.Join(cache, c.Name+"-"+c.Module.Version+"-"+b.Arch)
+	if _, err := os.Stat(file); err != nil {
+		if _, err := b.BuildComponent(ctx, c); err != nil {
+			return err
+		}
+		if err := copyFile(filepath.Join(b.Dir, c.Name), file, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(b.Dir, 0o755); err != nil {
+		return errors.WithStack(err)
+	}
+	return copyFile(file, filepath.Join(b.Dir, c.Name), 0o755)
+}
+
 // cgoEnv is the environment for a static binary with libseccomp.
 func (b *Builder) cgoEnv(ctx context.Context) ([]string, []debian.Package, error) {
 	const lib = "libseccomp-dev"

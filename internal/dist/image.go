@@ -35,7 +35,7 @@ var Variants = []Variant{Rootful, Rootless}
 // follows from their dependencies.
 var imagePackages = map[string][]string{
 	"all": {
-		"busybox-static", "ca-certificates", "fuse3", "fuse-overlayfs", "git", "netbase",
+		"busybox-static", "ca-certificates", "dash", "fuse3", "fuse-overlayfs", "git", "netbase",
 		"openssh-client", "openssl", "pigz", "xz-utils", "util-linux",
 	},
 	"root":     {"iptables"},
@@ -45,10 +45,9 @@ var imagePackages = map[string][]string{
 // notInImage are dependencies that only the scripts of packages run, or that are
 // for parts that a builder does not use: git is without its commands in Perl.
 var notInImage = []string{
-	"adduser", "debconf", "dpkg", "git-man", "libcap-ng0", "liberror-perl", "libgdbm-compat4", "libgdbm6", "libpam-modules",
-	"libpam-modules-bin", "libpam0g", "libperl5.36", "libsemanage-common", "libsemanage2", "libsepol2", "mount", "passwd",
-	"perl", "perl-base", "perl-modules-5.36", "sed", "tar", "util-linux-extra", "liblz4-1", "libgcrypt20", "libgpg-error0",
-	"libsmartcols1",
+	"adduser", "debconf", "debianutils", "dpkg", "git-man", "liberror-perl", "libgdbm-compat4", "libgdbm6", "libpam-modules",
+	"libpam-modules-bin", "libperl5.36", "libsemanage-common", "mount", "passwd",
+	"perl", "perl-base", "perl-modules-5.36", "sed", "tar", "util-linux-extra",
 }
 
 // ImageContext is the build context of the images.
@@ -161,10 +160,10 @@ func (c *ImageContext) addBusybox(ctx context.Context, a *debian.Archive) error 
 type ImageOptions struct {
 	Variant  Variant
 	Archs    []string
-	Name     string // of the image
-	Exporter string // client.ExporterOCI or client.ExporterDocker
-	Output   string // file
-	Epoch    time.Time
+	Name     string    // of the image
+	Exporter string    // client.ExporterOCI or client.ExporterDocker
+	Output   string    // file
+	Epoch    time.Time // of all files, if it is set
 	Labels   map[string]string
 }
 
@@ -182,11 +181,11 @@ func (c *ImageContext) Build(ctx context.Context, bk *client.Client, opt ImageOp
 	for _, arch := range opt.Archs {
 		platforms = append(platforms, "linux/"+arch)
 	}
-	epoch := strconv.FormatInt(opt.Epoch.Unix(), 10)
-	attrs := map[string]string{
-		"target":                      string(opt.Variant),
-		"platform":                    strings.Join(platforms, ","),
-		"build-arg:SOURCE_DATE_EPOCH": epoch,
+	attrs := map[string]string{"target": string(opt.Variant), "platform": strings.Join(platforms, ",")}
+	exporter := map[string]string{"name": opt.Name}
+	if !opt.Epoch.IsZero() {
+		attrs["build-arg:SOURCE_DATE_EPOCH"] = strconv.FormatInt(opt.Epoch.Unix(), 10)
+		exporter["rewrite-timestamp"] = "true"
 	}
 	for k, v := range opt.Labels {
 		attrs["label:"+k] = v
@@ -200,7 +199,7 @@ func (c *ImageContext) Build(ctx context.Context, bk *client.Client, opt ImageOp
 			LocalMounts:   map[string]fsutil.FS{"context": local, "dockerfile": local},
 			Exports: []client.ExportEntry{{
 				Type:   opt.Exporter,
-				Attrs:  map[string]string{"name": opt.Name, "rewrite-timestamp": "true"},
+				Attrs:  exporter,
 				Output: func(map[string]string) (io.WriteCloser, error) { return out, nil },
 			}},
 		}, ch)
