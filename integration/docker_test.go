@@ -137,11 +137,14 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.V
 	}
 	defer bk.Close()
 	if err := c.Build(ctx, bk, dist.ImageOptions{
-		Variant: v, Archs: []string{runtime.GOARCH}, Name: imageOf(flavor, v), Exporter: client.ExporterDocker, Output: file,
+		Variant: v, Archs: []string{runtime.GOARCH}, Name: imageOf(flavor, v), Output: file + ".oci",
 	}); err != nil {
 		return err
 	}
-	return dist.CheckImage(file, []string{runtime.GOARCH})
+	if err := dist.CheckImage(file+".oci", []string{runtime.GOARCH}); err != nil {
+		return err
+	}
+	return dist.WriteDockerArchive(file+".oci", runtime.GOARCH, imageOf(flavor, v), file)
 }
 
 // newDocker starts an engine that has the images.

@@ -409,7 +409,7 @@ func (d *distribution) writeImages(ctx context.Context) (retErr error) {
 		name := d.name(suffix)
 		progressf("building %s", name)
 		if err := d.images.Build(ctx, c, dist.ImageOptions{
-			Variant: v, Archs: archs, Name: imageName(d.opt, v), Exporter: client.ExporterOCI,
+			Variant: v, Archs: archs, Name: imageName(d.opt, v),
 			Output: filepath.Join(d.dir, name), Epoch: d.epoch, Labels: d.labels(),
 		}); err != nil {
 			return err
@@ -421,6 +421,13 @@ func (d *distribution) writeImages(ctx context.Context) (retErr error) {
 		for _, arch := range archs {
 			if err := d.writeImageSBOM(name, v, arch); err != nil {
 				return err
+			}
+			if v == dist.Rootful {
+				loadable := d.name("docker-" + arch + ".tar")
+				if err := dist.WriteDockerArchive(filepath.Join(d.dir, name), arch, imageName(d.opt, v), filepath.Join(d.dir, loadable)); err != nil {
+					return err
+				}
+				d.names = append(d.names, loadable)
 			}
 		}
 	}

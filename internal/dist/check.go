@@ -12,10 +12,12 @@ import (
 	"slices"
 	"strings"
 
+	dockername "github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/pkg/errors"
 )
 
@@ -24,17 +26,36 @@ var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AA
 // CheckImage looks into an OCI archive: it must have an image for each
 // architecture whose programs could start.
 func CheckImage(file string, archs []string) error {
+	return withImages(file, archs, func(arch string, img v1.Image) error {
+		return errors.Wrapf(checkRootfs(img, arch), "linux/%s", arch)
+	})
+}
+
+// WriteDockerArchive writes the image for an architecture in an OCI archive as
+// what docker load of any engine takes.
+func WriteDockerArchive(file, arch, name, out string) error {
+	tag, err := dockername.NewTag(name)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	return withImages(file, []string{arch}, func(_ string, img v1.Image) error {
+		return errors.WithStack(tarball.WriteToFile(out, tag, img))
+	})
+}
+
+// withImages calls f with the images for architectures in an OCI archive.
+func withImages(file string, archs []string, f func(arch string, img v1.Image) error) error {
 	dir, err := os.MkdirTemp("", "graphload-image-")
 	if err != nil {
 		return errors.WithStack(err)
 	}
 	defer os.RemoveAll(dir)
-	f, err := os.Open(file)
+	in, err := os.Open(file)
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	defer f.Close()
-	if err := extract(f, dir); err != nil {
+	defer in.Close()
+	if err := extract(in, dir); err != nil {
 		return err
 	}
 	idx, err := layout.ImageIndexFromPath(dir)
@@ -54,12 +75,11 @@ func CheckImage(file string, archs []string) error {
 		found[cfg.Architecture] = img
 	}
 	for _, arch := range archs {
-		img := found[arch]
-		if img == nil {
+		if found[arch] == nil {
 			return errors.Errorf("no image for linux/%s", arch)
 		}
-		if err := checkRootfs(img, arch); err != nil {
-			return errors.Wrapf(err, "linux/%s", arch)
+		if err := f(arch, found[arch]); err != nil {
+			return err
 		}
 	}
 	return nil

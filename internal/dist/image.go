@@ -167,7 +167,7 @@ type ImageOptions struct {
 	Labels   map[string]string
 }
 
-// Build has a daemon build an image.
+// Build has a daemon build an image as an OCI archive.
 func (c *ImageContext) Build(ctx context.Context, bk *client.Client, opt ImageOptions) error {
 	local, err := fsutil.NewFS(c.Dir)
 	if err != nil {
@@ -198,7 +198,7 @@ func (c *ImageContext) Build(ctx context.Context, bk *client.Client, opt ImageOp
 			FrontendAttrs: attrs,
 			LocalMounts:   map[string]fsutil.FS{"context": local, "dockerfile": local},
 			Exports: []client.ExportEntry{{
-				Type:   opt.Exporter,
+				Type:   client.ExporterOCI,
 				Attrs:  exporter,
 				Output: func(map[string]string) (io.WriteCloser, error) { return out, nil },
 			}},
