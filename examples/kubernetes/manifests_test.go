@@ -39,7 +39,7 @@ func decode(dt []byte) ([]runtime.Object, error) {
 	var out []runtime.Object
 	for {
 		doc, err := docs.Read()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return out, nil
 		}
 		if err != nil {

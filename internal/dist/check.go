@@ -99,7 +99,7 @@ func extract(r io.Reader, dir string) error {
 	tr := tar.NewReader(r)
 	for {
 		hdr, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -176,7 +176,7 @@ func checkRootfs(img v1.Image, arch string) error {
 func (r *rootfs) read(tr *tar.Reader) error {
 	for {
 		hdr, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

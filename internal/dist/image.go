@@ -100,7 +100,7 @@ func (c *ImageContext) Prepare(ctx context.Context, source string, archs []strin
 	if err != nil {
 		return err
 	}
-	return c.addBusybox(ctx, a)
+	return c.addTools(ctx, a)
 }
 
 func (c *ImageContext) addPackages(ctx context.Context, a *debian.Archive, arch string) error {
@@ -135,9 +135,13 @@ func (c *ImageContext) addPackages(ctx context.Context, a *debian.Archive, arch 
 	return nil
 }
 
-// addBusybox adds the tool that unpacks packages, for the machine that builds.
-func (c *ImageContext) addBusybox(ctx context.Context, a *debian.Archive) error {
-	pkgs, err := a.Resolve(ctx, []string{"busybox-static"}, nil)
+// toolPackages are what unpacks packages, and sets capabilities of files, on the
+// machine that builds.
+var toolPackages = []string{"busybox-static", "libcap2-bin"}
+
+// addTools adds the root filesystem of the stage that unpacks.
+func (c *ImageContext) addTools(ctx context.Context, a *debian.Archive) error {
+	pkgs, err := a.Resolve(ctx, toolPackages, notInImage)
 	if err != nil {
 		return err
 	}
@@ -145,15 +149,14 @@ func (c *ImageContext) addBusybox(ctx context.Context, a *debian.Archive) error 
 	if err != nil {
 		return err
 	}
-	temp, err := os.MkdirTemp("", "graphload-busybox-")
-	if err != nil {
+	dir := filepath.Join(c.Dir, "tools")
+	if err := os.RemoveAll(dir); err != nil {
 		return errors.WithStack(err)
 	}
-	defer os.RemoveAll(temp)
-	if err := debian.Unpack(ctx, temp, files...); err != nil {
-		return err
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return errors.WithStack(err)
 	}
-	return copyFile(filepath.Join(temp, "bin", "busybox"), filepath.Join(c.Dir, "busybox"), 0o755)
+	return debian.Unpack(ctx, dir, files...)
 }
 
 // ImageOptions select what is built from a context.
