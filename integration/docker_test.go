@@ -296,7 +296,10 @@ func TestDockerRootless(t *testing.T) {
 	waitContainer(t, d, name, "buildctl", "debug", "workers")
 	workers, err := d.Run(t.Context(), "exec", name, "buildctl", "debug", "workers", "-v")
 	require.NoError(t, err)
-	require.Contains(t, workers, "org.mobyproject.buildkit.worker.executor:\toci")
+	require.Regexp(t, `worker\.executor:\s+oci\n`, workers)
+	id, err := d.Run(t.Context(), "exec", name, "id", "-u")
+	require.NoError(t, err)
+	require.Equal(t, "1000", id)
 	for line := range strings.Lines(workers) {
 		if strings.Contains(line, "snapshotter") {
 			t.Log(strings.TrimSpace(line))
