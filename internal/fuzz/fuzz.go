@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/pkg/errors"
@@ -39,7 +40,8 @@ func Run(ctx context.Context, t Target, root, tree string, d time.Duration) erro
 	if t.Tree {
 		dir = tree
 	}
-	args := []string{"test", "-buildvcs=false", "-run", "^$", "-fuzz", "^" + t.Name + "$", "-fuzztime", d.String()}
+	// by default a minute is spent on making each new input small
+	args := []string{"test", "-buildvcs=false", "-run", "^$", "-fuzz", "^" + t.Name + "$", "-fuzztime", d.String(), "-fuzzminimizetime", "100x"}
 	if t.File != "" {
 		overlay, err := writeOverlay(t, root, dir)
 		if err != nil {
@@ -52,6 +54,11 @@ func Run(ctx context.Context, t Target, root, tree string, d time.Duration) erro
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	// the workers are children of the test, which is one of the go command: all
+	// of them are interrupted
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+	cmd.WaitDelay = 10 * time.Second
 	return errors.Wrapf(cmd.Run(), "%s in %s", t.Name, t.Pkg)
 }
 
