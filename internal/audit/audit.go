@@ -131,7 +131,10 @@ func parse(r io.Reader, binary string) ([]Finding, error) {
 			top := f.Trace[0]
 			finding := Finding{ID: f.OSV, Module: top.Module, Version: top.Version, Fixed: f.FixedVersion, Binary: binary}
 			if top.Function != "" {
-				finding.Symbol = strings.TrimPrefix(top.Package+"."+top.Receiver+"."+top.Function, ".")
+				finding.Symbol = top.Package + "." + top.Function
+				if top.Receiver != "" {
+					finding.Symbol = top.Package + "." + top.Receiver + "." + top.Function
+				}
 			}
 			if old, ok := found[f.OSV]; !ok || old.Symbol == "" {
 				found[f.OSV] = finding
