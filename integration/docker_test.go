@@ -30,6 +30,9 @@ var containerBuildx = []string{"v0.29.1", "v0.38.2"}
 func requireDocker(t *testing.T) {
 	t.Helper()
 	requireTestbed(t)
+	if testing.Short() {
+		t.Skip("builds images")
+	}
 	if !testbed.HasDocker() && os.Getenv("CI") != "true" {
 		t.Skip("the Docker engine has not been fetched: run make docker")
 	}

@@ -18,10 +18,7 @@ func dockerCommand() *cli.Command {
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if err := installDistPackages(ctx); err != nil {
-				return err
-			}
-			if err := installMissing(ctx, map[string]string{"systemd-analyze": "systemd", "systemd-socket-activate": "systemd"}); err != nil {
+			if err := installContainerPackages(ctx); err != nil {
 				return err
 			}
 			if err := prepareIntegration(ctx, cmd); err != nil {
@@ -39,4 +36,13 @@ func dockerCommand() *cli.Command {
 				"-container-runs", fmt.Sprint(cmd.Int("runs")))
 		},
 	}
+}
+
+// installContainerPackages installs what tests of images and units run. The
+// engine is not among it, it is unpacked and not installed.
+func installContainerPackages(ctx context.Context) error {
+	if err := installDistPackages(ctx); err != nil {
+		return err
+	}
+	return installMissing(ctx, map[string]string{"systemd-analyze": "systemd", "systemd-socket-activate": "systemd"})
 }
