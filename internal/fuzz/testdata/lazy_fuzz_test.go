@@ -49,7 +49,14 @@ func FuzzLazySolve(f *testing.F) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			_, err := res.Ref.Result(ctx)
-			require.Equal(t, errorText(wantLoad), errorText(err), "evaluating gives the error of loading")
+			// upstream looks at ops in the order of a map: with two mistakes in
+			// a definition it has two errors
+			want := map[string]bool{errorText(wantLoad): true}
+			for i := 0; i < 100 && !want[errorText(err)]; i++ {
+				_, other := loadedDigests(t, br, &frontend.SolveRequest{Definition: def.CloneVT()})
+				want[errorText(other)] = true
+			}
+			require.Contains(t, want, errorText(err), "evaluating gives an error of loading")
 		}
 		require.NoError(t, j.Discard())
 	})
