@@ -1,7 +1,9 @@
 # Every target is one command of cmd/graphload, which explains itself with --help.
 GRAPHLOAD = go run ./cmd/graphload
 
-.PHONY: tree build pristine patch seams demo test lint bench clients conformance releases series integration soak
+.PHONY: tree build pristine patch seams demo test lint bench clients conformance releases series integration soak dist dist-check install uninstall docker audit fuzz
+
+PREFIX ?= /usr/local
 
 tree:
 	$(GRAPHLOAD) tree
@@ -47,3 +49,24 @@ integration:
 
 soak:
 	$(GRAPHLOAD) soak
+
+dist:
+	$(GRAPHLOAD) dist
+
+dist-check:
+	$(GRAPHLOAD) dist --check
+
+install:
+	$(GRAPHLOAD) install --prefix $(PREFIX) --destdir "$(DESTDIR)"
+
+uninstall:
+	$(GRAPHLOAD) uninstall --prefix $(PREFIX) --destdir "$(DESTDIR)"
+
+docker:
+	$(GRAPHLOAD) docker
+
+audit:
+	$(GRAPHLOAD) audit
+
+fuzz:
+	$(GRAPHLOAD) fuzz

@@ -42,7 +42,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	removeImages()
+	os.Exit(code)
 }
 
 func runProcess(config string) error {

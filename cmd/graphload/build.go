@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -70,42 +71,45 @@ func buildBinaries(ctx context.Context, opt assemble.Options, race bool) (string
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", errors.WithStack(err)
 	}
-	version, pkg, rev := opt.Version, upstream.Module, ""
+	ldflags, err := versionFlags(ctx, opt)
+	if err != nil {
+		return "", err
+	}
+	env, args := []string{"CGO_ENABLED=0"}, []string(nil)
+	if race {
+		env = []string{"CGO_ENABLED=1"}
+		ldflags += " -extldflags -static"
+		args = append(args, "-race")
+	}
+	for _, name := range []string{"buildkitd", "buildctl"} {
+		progressf("building %s %s", name, version(opt))
+		if err := gomod.Build(ctx, t.Dir, "./cmd/"+name, filepath.Join(dir, name), ldflags, env, args...); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+// version is what a daemon of the tree says that it is.
+func version(opt assemble.Options) string {
+	if opt.Pristine {
+		return opt.Version
+	}
+	return opt.Version + "+graphload"
+}
+
+// versionFlags returns the flags of the linker that set what --version shows.
+func versionFlags(ctx context.Context, opt assemble.Options) (string, error) {
+	pkg, rev := upstream.Module, ""
 	if !opt.Pristine {
-		version, pkg = version+"+graphload", modulePath
+		pkg = modulePath
+		var err error
 		if rev, err = revision(ctx, opt.Root); err != nil {
 			return "", err
 		}
 	}
-	ldflags := ""
-	for name, v := range map[string]string{"Version": version, "Package": pkg, "Revision": rev} {
-		ldflags += " -X " + upstream.Module + "/version." + name + "=" + v
-	}
-	env, tags := "CGO_ENABLED=0", "osusergo netgo static_build seccomp"
-	if race {
-		env = "CGO_ENABLED=1"
-		ldflags += " -extldflags -static"
-	}
-	for _, name := range []string{"buildkitd", "buildctl"} {
-		progressf("building %s %s", name, version)
-		out := filepath.Join(dir, name)
-		args := []string{"build", "-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", ldflags, "-o", out + ".tmp"}
-		if race {
-			args = append(args, "-race")
-		}
-		cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/"+name)...)
-		cmd.Dir = t.Dir
-		cmd.Env = append(os.Environ(), env, "GOWORK=off")
-		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-		if err := cmd.Run(); err != nil {
-			os.Remove(out + ".tmp")
-			return "", errors.Wrapf(err, "failed to build %s", name)
-		}
-		if err := os.Rename(out+".tmp", out); err != nil {
-			return "", errors.WithStack(err)
-		}
-	}
-	return dir, nil
+	const vars = upstream.Module + "/version."
+	return "-X " + vars + "Package=" + pkg + " -X " + vars + "Revision=" + rev + " -X " + vars + "Version=" + version(opt), nil
 }
 
 // revision returns the commit of the repository, with .m when there are

@@ -50,6 +50,12 @@ func run() error {
 			conformanceCommand(),
 			integrationCommand(),
 			soakCommand(),
+			distCommand(),
+			dockerCommand(),
+			fuzzCommand(),
+			auditCommand(),
+			installCommand(),
+			uninstallCommand(),
 		},
 	}
 	return app.Run(ctx, os.Args)

@@ -17,11 +17,40 @@ type Builder struct {
 
 	buildx string
 	dir    string
+	env    []string // added to the environment of buildx
+	remove string   // builder whose containers are removed by Close
 }
 
 // NewBuilder connects a version of buildx to a daemon through the remote
 // driver. It must be closed.
-func NewBuilder(ctx context.Context, version string, d *Daemon) (_ *Builder, retErr error) {
+func NewBuilder(ctx context.Context, version string, d *Daemon) (*Builder, error) {
+	return NewRemoteBuilder(ctx, version, d.Addr)
+}
+
+// NewRemoteBuilder connects a version of buildx to an address through the
+// remote driver, with options of the driver. It must be closed.
+func NewRemoteBuilder(ctx context.Context, version, addr string, options ...string) (_ *Builder, retErr error) {
+	b, err := newBuilder(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if retErr != nil {
+			b.Close()
+		}
+	}()
+	args := []string{"create", "--use", "--name", "testbed", "--driver", "remote"}
+	for _, opt := range options {
+		args = append(args, "--driver-opt", opt)
+	}
+	if _, err := output(b.Command(ctx, append(args, addr)...)); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// newBuilder returns a buildx that is connected to nothing yet.
+func newBuilder(ctx context.Context, version string, env ...string) (*Builder, error) {
 	bin, err := Buildx(ctx, version)
 	if err != nil {
 		return nil, err
@@ -30,17 +59,10 @@ func NewBuilder(ctx context.Context, version string, d *Daemon) (_ *Builder, ret
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}
-	b := &Builder{Version: version, Config: filepath.Join(dir, "docker"), buildx: bin, dir: dir}
-	defer func() {
-		if retErr != nil {
-			b.Close()
-		}
-	}()
+	b := &Builder{Version: version, Config: filepath.Join(dir, "docker"), buildx: bin, dir: dir, env: env}
 	if err := os.Mkdir(b.Config, 0o700); err != nil {
+		b.Close()
 		return nil, errors.WithStack(err)
-	}
-	if _, err := output(b.Command(ctx, "create", "--use", "--name", "testbed", "--driver", "remote", d.Addr)); err != nil {
-		return nil, err
 	}
 	return b, nil
 }
@@ -59,7 +81,16 @@ func (b *Builder) Command(ctx context.Context, args ...string) *exec.Cmd {
 		// ones do not know the flag that answers
 		"BUILDX_BAKE_ENTITLEMENTS_FS=0",
 	}
+	cmd.Env = append(cmd.Env, b.env...)
 	return cmd
+}
+
+// Output runs buildx in a folder and returns what it printed.
+func (b *Builder) Output(ctx context.Context, dir string, args ...string) (string, error) {
+	cmd := b.Command(ctx, args...)
+	cmd.Dir = dir
+	dt, err := output(cmd)
+	return string(dt), err
 }
 
 // Bake runs buildx bake on a bake file, in its folder. Everything that was
@@ -72,7 +103,14 @@ func (b *Builder) Bake(ctx context.Context, file string, env []string, args ...s
 	return err
 }
 
-// Close removes the configuration.
+// Close removes the configuration, and what buildx has started.
 func (b *Builder) Close() error {
-	return errors.WithStack(os.RemoveAll(b.dir))
+	var err error
+	if b.remove != "" {
+		_, err = output(b.Command(context.Background(), "rm", "--keep-state", b.remove))
+	}
+	if rmErr := os.RemoveAll(b.dir); err == nil {
+		err = errors.WithStack(rmErr)
+	}
+	return err
 }

@@ -142,7 +142,12 @@ func (d *Daemon) Done() <-chan struct{} {
 
 // LogTail returns the last n lines of the log, or all of it if n is negative.
 func (d *Daemon) LogTail(n int) string {
-	dt, err := os.ReadFile(d.LogPath)
+	return tail(d.LogPath, n)
+}
+
+// tail returns the last n lines of a file, or all of it if n is negative.
+func tail(path string, n int) string {
+	dt, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}

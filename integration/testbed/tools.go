@@ -1,15 +1,13 @@
 package testbed
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/semver"
 )
@@ -83,7 +81,7 @@ func (t tool) install(ctx context.Context) (_ string, retErr error) {
 		return "", errors.WithStack(err)
 	}
 	defer os.RemoveAll(temp)
-	src, err := t.download(ctx, temp)
+	src, err := gomod.Module{Path: t.module, Version: t.version, Sum: t.sum}.Download(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -95,31 +93,4 @@ func (t tool) install(ctx context.Context) (_ string, retErr error) {
 		return "", err
 	}
 	return path, errors.WithStack(os.Rename(out, path))
-}
-
-// download returns the folder of the module in the module cache. The go command
-// runs in dir, which is in no module whose go.mod could replace it.
-func (t tool) download(ctx context.Context, dir string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", t.module+"@"+t.version)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOWORK=off")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	dt, runErr := cmd.Output()
-	var mod struct {
-		Dir, Sum, Error string
-	}
-	if err := json.Unmarshal(dt, &mod); err != nil {
-		if runErr == nil {
-			runErr = err
-		}
-		return "", errors.Wrapf(runErr, "go mod download: %s", bytes.TrimSpace(stderr.Bytes()))
-	}
-	if mod.Error != "" {
-		return "", errors.New(mod.Error)
-	}
-	if mod.Sum != t.sum {
-		return "", errors.Errorf("checksum of %s is %s, not %s", t.module, mod.Sum, t.sum)
-	}
-	return mod.Dir, nil
 }

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+
+	"github.com/graphload/graphload/internal/audit"
+	"github.com/pkg/errors"
+	"github.com/urfave/cli/v3"
+)
+
+// Exit codes of graphload audit, beside 1 for anything else.
+const (
+	exitFindings   = 3
+	exitNoDatabase = 4
+)
+
+func auditCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "audit",
+		Usage: "look for known vulnerabilities in the binaries that are shipped",
+		Description: fmt.Sprintf("The exit code is %d when there are findings without a verdict in packaging/verdicts.yaml,\n"+
+			"and %d when the database cannot be reached, in which case nothing was checked.", exitFindings, exitNoDatabase),
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "db", Value: audit.DefaultDB, Usage: "database, file:///dir for one in a folder"},
+			&cli.StringSliceFlag{Name: "binary", Usage: "binaries (default: those of graphload dist and graphload build)"},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			opt, err := options(cmd)
+			if err != nil {
+				return err
+			}
+			verdicts, err := audit.LoadVerdicts(filepath.Join(opt.Root, "packaging", "verdicts.yaml"))
+			if err != nil {
+				return err
+			}
+			bins := cmd.StringSlice("binary")
+			if len(bins) == 0 {
+				if bins, err = shippedBinaries(opt.Root); err != nil {
+					return err
+				}
+			}
+			progressf("building govulncheck, if it is not there")
+			tool, err := audit.Install(ctx)
+			if err != nil {
+				return err
+			}
+			db := cmd.String("db")
+			if err := audit.Reach(ctx, db); err != nil {
+				return cli.Exit(fmt.Sprintf("graphload: audit: %s: %v", db, err), exitNoDatabase)
+			}
+			var findings []audit.Finding
+			for _, bin := range bins {
+				progressf("govulncheck %s", bin)
+				found, err := audit.Binary(ctx, tool, db, bin)
+				if err != nil {
+					return err
+				}
+				findings = append(findings, found...)
+			}
+			open := verdicts.Judge(findings)
+			if err := reportFindings(findings, len(bins)); err != nil {
+				return err
+			}
+			if open > 0 {
+				return cli.Exit(fmt.Sprintf("graphload: audit: %d findings without a verdict", open), exitFindings)
+			}
+			return nil
+		},
+	}
+}
+
+// shippedBinaries are the binaries of the last dist, or of the last build.
+func shippedBinaries(root string) ([]string, error) {
+	for _, pattern := range []string{
+		filepath.Join(root, "build", "dist", "context", "*", "bin", "*"),
+		filepath.Join(root, "bin", "build*"),
+	} {
+		bins, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		if len(bins) > 0 {
+			slices.Sort(bins)
+			return bins, nil
+		}
+	}
+	return nil, errors.New("there are no binaries: run graphload dist, or graphload build")
+}
+
+func reportFindings(findings []audit.Finding, bins int) error {
+	if len(findings) == 0 {
+		_, err := fmt.Printf("no known vulnerabilities in %d binaries\n", bins)
+		return errors.WithStack(err)
+	}
+	tw := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, "BINARY\tID\tMODULE\tFIXED\tSYMBOL\tVERDICT\tSUMMARY")
+	for _, f := range findings {
+		verdict := f.Verdict
+		if verdict == "" {
+			verdict = "none"
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s %s\t%s\t%s\t%s\t%s\n", f.Binary, f.ID, f.Module, f.Version, f.Fixed, f.Symbol, verdict, f.Summary)
+	}
+	return errors.WithStack(tw.Flush())
+}

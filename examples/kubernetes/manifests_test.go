@@ -1,0 +1,161 @@
+// Package kubernetes has manifests, which its test checks against the types of
+// the API.
+package kubernetes
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/pkg/errors"
+	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/validation"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+)
+
+// decode reads the objects of a manifest. A field that the API does not have, or
+// that is there twice, is an error.
+func decode(dt []byte) ([]runtime.Object, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, networkingv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, errors.WithStack(err)
+		}
+	}
+	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
+	docs := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(dt)))
+	var out []runtime.Object
+	for {
+		doc, err := docs.Read()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		obj, _, err := decoder.Decode(doc, nil, nil)
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		out = append(out, obj)
+	}
+}
+
+func TestManifests(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*.yaml")
+	require.NoError(t, err)
+	require.Len(t, files, 2)
+	for _, file := range files {
+		t.Run(file, func(t *testing.T) {
+			t.Parallel()
+			dt, err := os.ReadFile(file)
+			require.NoError(t, err)
+			objs, err := decode(dt)
+			require.NoError(t, err)
+
+			sets, services, policies := map[string]*appsv1.StatefulSet{}, map[string]*corev1.Service{}, 0
+			for _, obj := range objs {
+				meta, ok := obj.(metav1.Object)
+				require.True(t, ok)
+				require.Empty(t, validation.IsDNS1123Label(meta.GetName()), meta.GetName())
+				switch obj := obj.(type) {
+				case *appsv1.StatefulSet:
+					sets[obj.Name] = obj
+				case *corev1.Service:
+					services[obj.Name] = obj
+				case *networkingv1.NetworkPolicy:
+					policies++
+				}
+			}
+			require.Len(t, sets, 1)
+			require.Equal(t, 1, policies)
+			for _, set := range sets {
+				checkSet(t, set, services[set.Spec.ServiceName], objs)
+			}
+		})
+	}
+}
+
+// checkSet checks what the types do not say: that names fit together, and that
+// nothing listens on the network without certificates.
+func checkSet(t *testing.T, set *appsv1.StatefulSet, svc *corev1.Service, objs []runtime.Object) {
+	t.Helper()
+	require.NotNil(t, svc, "service of the set")
+	require.Equal(t, "None", svc.Spec.ClusterIP, "each replica needs a name of its own")
+	labels := set.Spec.Template.Labels
+	require.Equal(t, set.Spec.Selector.MatchLabels, labels)
+	require.Equal(t, svc.Spec.Selector, labels)
+
+	volumes := map[string]bool{}
+	for _, v := range set.Spec.Template.Spec.Volumes {
+		volumes[v.Name] = true
+		if v.ConfigMap != nil {
+			require.True(t, slices.ContainsFunc(objs, func(obj runtime.Object) bool {
+				cm, ok := obj.(*corev1.ConfigMap)
+				return ok && cm.Name == v.ConfigMap.Name
+			}), "config map %s", v.ConfigMap.Name)
+		}
+	}
+	for _, v := range set.Spec.VolumeClaimTemplates {
+		volumes[v.Name] = true
+	}
+	require.Len(t, set.Spec.Template.Spec.Containers, 1)
+	c := set.Spec.Template.Spec.Containers[0]
+	for _, m := range c.VolumeMounts {
+		require.True(t, volumes[m.Name], "volume %s is one of %v", m.Name, slices.Collect(maps.Keys(volumes)))
+	}
+	ports := map[string]bool{}
+	for _, p := range c.Ports {
+		ports[p.Name] = true
+	}
+	for _, p := range svc.Spec.Ports {
+		require.True(t, ports[p.TargetPort.StrVal], "port %s", p.TargetPort.StrVal)
+	}
+
+	args := strings.Join(c.Args, " ")
+	require.Contains(t, args, "--addr=tcp://")
+	for _, flag := range []string{"--tlscacert=/certs/", "--tlscert=/certs/", "--tlskey=/certs/", "--addr=unix://"} {
+		require.Contains(t, args, flag)
+	}
+	require.NotContains(t, args, "debugaddr", "the debug endpoint is not for the network")
+	require.NotNil(t, c.ReadinessProbe)
+	require.NotNil(t, c.LivenessProbe)
+	if strings.Contains(set.Name, "rootless") {
+		require.Nil(t, c.SecurityContext.Privileged)
+		require.True(t, *c.SecurityContext.RunAsNonRoot)
+		require.Equal(t, int64(1000), *c.SecurityContext.RunAsUser)
+	} else {
+		require.True(t, *c.SecurityContext.Privileged)
+	}
+}
+
+// TestManifestsStrict has mistakes that a lenient reader would ignore.
+func TestManifestsStrict(t *testing.T) {
+	t.Parallel()
+	dt, err := os.ReadFile("buildkitd.yaml")
+	require.NoError(t, err)
+	for old, new := range map[string]string{
+		"readinessProbe:":            "readynessProbe:",
+		"replicas: 3":                "replicas: many",
+		"  replicas: 3":              "  replicas: 3\n  replicas: 3",
+		"apiVersion: apps/v1":        "apiVersion: apps/v9",
+		"      targetPort: grpc-tls": "      targetprt: grpc-tls",
+	} {
+		require.True(t, bytes.Contains(dt, []byte(old)), old)
+		_, err := decode(bytes.Replace(dt, []byte(old), []byte(new), 1))
+		require.Error(t, err, new)
+	}
+}

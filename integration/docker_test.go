@@ -1,0 +1,335 @@
+package integration
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/dist"
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/moby/buildkit/client"
+	"github.com/stretchr/testify/require"
+)
+
+var containerRuns = flag.Int("container-runs", 2, "runs of each loop with each buildx in a container")
+
+// containerBuildx are the versions of buildx that run against containers.
+var containerBuildx = []string{"v0.29.1", "v0.38.2"}
+
+// requireDocker skips the test when Debian's Docker engine has not been fetched.
+// In CI it is fetched.
+func requireDocker(t *testing.T) {
+	t.Helper()
+	requireTestbed(t)
+	if testing.Short() {
+		t.Skip("builds images")
+	}
+	if !testbed.HasDocker() && os.Getenv("CI") != "true" {
+		t.Skip("the Docker engine has not been fetched: run make docker")
+	}
+	require.NoError(t, testbed.FetchDocker(t.Context()))
+}
+
+// imageSet are images for this machine, with the binaries of either build: they
+// differ in buildkitd and buildctl only. Each is built when a test needs it.
+type imageSet struct {
+	mu    sync.Mutex
+	dir   string
+	files map[string]string
+}
+
+var containerImages imageSet
+
+// removeImages removes what the tests have built.
+func removeImages() {
+	if containerImages.dir != "" {
+		os.RemoveAll(containerImages.dir)
+	}
+}
+
+// imageOf is a name that no registry can be asked about.
+func imageOf(flavor testbed.Flavor, v dist.Variant) string {
+	return "127.0.0.1:1/" + string(flavor) + ":" + string(v)
+}
+
+// file returns the archive of an image.
+func (s *imageSet) file(ctx context.Context, flavor testbed.Flavor, v dist.Variant) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := imageOf(flavor, v)
+	if file := s.files[name]; file != "" {
+		return file, nil
+	}
+	if s.dir == "" {
+		dir, err := os.MkdirTemp("", "graphload-images-")
+		if err != nil {
+			return "", err
+		}
+		s.dir, s.files = dir, map[string]string{}
+	}
+	file := filepath.Join(s.dir, fmt.Sprintf("%s-%s.tar", flavor, v))
+	if err := buildImage(ctx, filepath.Join(s.dir, string(flavor)), flavor, v, file); err != nil {
+		return "", err
+	}
+	s.files[name] = file
+	return file, nil
+}
+
+// buildImage has a daemon of this repository build an image in the folder dir.
+func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.Variant, file string) (retErr error) {
+	root, err := upstream.Root()
+	if err != nil {
+		return err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return err
+	}
+	cache = filepath.Join(cache, "graphload")
+	archive := sync.OnceValues(func() (*debian.Archive, error) {
+		return debian.Open(ctx, filepath.Join(cache, "debian"), runtime.GOARCH, debian.DefaultMirror)
+	})
+	c := &dist.ImageContext{Dir: dir}
+	if err := c.Prepare(ctx, filepath.Join(root, "packaging", "image"), []string{runtime.GOARCH}, func(string) (*debian.Archive, error) { return archive() }); err != nil {
+		return err
+	}
+	a, err := archive()
+	if err != nil {
+		return err
+	}
+	b := &dist.Builder{Arch: runtime.GOARCH, Dir: c.BinDir(runtime.GOARCH), Work: dir, Archive: a}
+	for _, component := range dist.Components {
+		if err := b.CachedComponent(ctx, component, filepath.Join(cache, "tools")); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"buildkitd", "buildctl"} {
+		bin, err := testbed.Binary(flavor, name)
+		if err != nil {
+			return err
+		}
+		dt, err := os.ReadFile(bin)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(b.Dir, name), dt, 0o755); err != nil {
+			return err
+		}
+	}
+	d, err := testbed.StartDaemon(ctx, testbed.DaemonOptions{Flavor: testbed.Graphload, Quiet: true})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := d.Close(); retErr == nil {
+			retErr = err
+		}
+	}()
+	bk, err := client.New(ctx, d.Addr)
+	if err != nil {
+		return err
+	}
+	defer bk.Close()
+	if err := c.Build(ctx, bk, dist.ImageOptions{
+		Variant: v, Archs: []string{runtime.GOARCH}, Name: imageOf(flavor, v), Output: file + ".oci",
+	}); err != nil {
+		return err
+	}
+	if err := dist.CheckImage(file+".oci", []string{runtime.GOARCH}); err != nil {
+		return err
+	}
+	return dist.WriteDockerArchive(file+".oci", runtime.GOARCH, imageOf(flavor, v), file)
+}
+
+// newDocker starts an engine that has the images.
+func newDocker(t *testing.T, v dist.Variant, flavors ...testbed.Flavor) *testbed.Docker {
+	t.Helper()
+	requireDocker(t)
+	var files []string
+	for _, flavor := range flavors {
+		file, err := containerImages.file(t.Context(), flavor, v)
+		require.NoError(t, err)
+		files = append(files, file)
+	}
+	d, err := testbed.StartDocker(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			dt, _ := os.ReadFile(d.LogPath)
+			t.Logf("log of dockerd:\n%s", dt)
+		}
+		require.NoError(t, d.Close())
+	})
+	for _, file := range files {
+		_, err := d.Run(t.Context(), "load", "-i", file)
+		require.NoError(t, err)
+	}
+	return d
+}
+
+func newContainerBuilder(t *testing.T, d *testbed.Docker, version string, flavor testbed.Flavor) *testbed.Builder {
+	t.Helper()
+	b, err := d.NewBuilder(t.Context(), version, builderName, imageOf(flavor, dist.Rootful))
+	require.NoError(t, err)
+	return b
+}
+
+// builderName is the name of the builder, and containerName the one of the
+// container that buildx makes for it.
+const (
+	builderName   = "proof"
+	containerName = "buildx_buildkit_" + builderName + "0"
+)
+
+// TestDockerContainer bakes the loops through the docker-container driver with
+// the image of this repository.
+func TestDockerContainer(t *testing.T) {
+	d := newDocker(t, dist.Rootful, testbed.Graphload)
+	for _, version := range containerBuildx {
+		b := newContainerBuilder(t, d, version, testbed.Graphload)
+		for _, loop := range testbed.Loops {
+			t.Run(version+"/"+loop.Name, func(t *testing.T) {
+				p, err := testbed.NewProject(t.Context(), loop)
+				require.NoError(t, err)
+				defer func() { require.NoError(t, p.Close()) }()
+				passed := 0
+				for range *containerRuns {
+					require.NoError(t, p.Run(t.Context(), b))
+					passed++
+				}
+				t.Logf("%s with buildx %s: %d/%d", loop.Name, version, passed, *containerRuns)
+			})
+		}
+		require.NoError(t, b.Close())
+	}
+}
+
+// TestDockerContainerTools runs what a daemon starts, in the image.
+func TestDockerContainerTools(t *testing.T) {
+	for _, v := range dist.Variants {
+		t.Run(string(v), func(t *testing.T) {
+			d := newDocker(t, v, testbed.Graphload)
+			for _, command := range []string{
+				"buildkitd --version", "buildctl --version", "buildkit-runc --version", "git --version", "git ls-remote /nowhere 2>&1 | grep -i 'does not appear'",
+				"ssh -V", "openssl version", "pigz --version", "xz --version", "fuse-overlayfs --version", "fusermount3 --version",
+				"test $(grep -c BEGIN /etc/ssl/certs/ca-certificates.crt) -gt 100", "test $(stat -c %a /tmp) = 1777",
+				map[dist.Variant]string{dist.Rootful: "iptables --version", dist.Rootless: "rootlesskit --version && newuidmap 2>&1 | grep usage && id | grep 'uid=1000(user)'"}[v],
+			} {
+				out, err := d.Run(t.Context(), "run", "--rm", "--network=host", "--entrypoint", "sh", imageOf(testbed.Graphload, v), "-ec", command)
+				require.NoError(t, err, command)
+				t.Logf("%s: %s", command, out)
+			}
+		})
+	}
+}
+
+// TestDockerContainerUpgrade replaces the image below a builder: from upstream's
+// daemon to the one of this repository and back, on the same volume. What was
+// computed stays computed, and the history keeps all builds.
+func TestDockerContainerUpgrade(t *testing.T) {
+	d := newDocker(t, dist.Rootful, testbed.Upstream, testbed.Graphload)
+	dir := t.TempDir()
+	require.NoError(t, testbed.WriteRootfs(filepath.Join(dir, "rootfs")))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY rootfs /\nRUN echo made by a step > /made\n"), 0o600))
+
+	for i, flavor := range []testbed.Flavor{testbed.Upstream, testbed.Graphload, testbed.Upstream} {
+		b := newContainerBuilder(t, d, "v0.38.2", flavor)
+		version, err := d.Run(t.Context(), "exec", containerName, "buildkitd", "--version")
+		require.NoError(t, err)
+		require.Equal(t, flavor == testbed.Graphload, strings.Contains(version, "+graphload"), version)
+
+		before := histories(t, d)
+		require.Len(t, before, i, "builds of the daemons before this one")
+		out, err := b.Output(t.Context(), dir, "build", "--progress", "plain", "--output", "type=cacheonly", ".")
+		require.NoError(t, err)
+		cached := strings.Count(out, " CACHED\n")
+		t.Logf("%s: %d steps from the cache, %d builds in the history before", flavor, cached, len(before))
+		if i == 0 {
+			require.Zero(t, cached, out)
+		} else {
+			require.Equal(t, 2, cached, "COPY and RUN: %s", out)
+		}
+		after := histories(t, d)
+		require.Len(t, after, i+1)
+		for _, ref := range before {
+			require.Contains(t, after, ref)
+		}
+		if i > 0 {
+			logs, err := d.Run(t.Context(), "exec", containerName, "buildctl", "debug", "logs", "--progress", "plain", before[0])
+			require.NoError(t, err)
+			require.Contains(t, logs, "RUN echo made by a step", "the log of the first build")
+		}
+		require.NoError(t, b.Close())
+	}
+}
+
+// histories returns the refs of all builds that the daemon knows.
+func histories(t *testing.T, d *testbed.Docker) (refs []string) {
+	t.Helper()
+	out, err := d.Run(t.Context(), "exec", containerName, "buildctl", "debug", "histories", "--format", "{{.Record.Ref}}")
+	require.NoError(t, err)
+	for line := range strings.Lines(out) {
+		if ref := strings.TrimSpace(line); ref != "" {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
+}
+
+// TestDockerRootless starts the rootless image and bakes the loops in it. Where
+// the machine does not let a user make namespaces, the test says what it said.
+func TestDockerRootless(t *testing.T) {
+	d := newDocker(t, dist.Rootless, testbed.Graphload)
+	const name = "rootless"
+	port := freePort(t)
+	_, err := d.Run(t.Context(), "run", "-d", "--name", name, "--network=host", "--cgroup-parent", d.Cgroup,
+		"--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined", "--device", "/dev/fuse",
+		imageOf(testbed.Graphload, dist.Rootless), "--addr", "unix:///run/user/1000/buildkit/buildkitd.sock", "--addr", fmt.Sprintf("tcp://127.0.0.1:%d", port),
+		"--oci-worker-no-process-sandbox", "--oci-worker-net=host")
+	require.NoError(t, err)
+	waitContainer(t, d, name, "buildctl", "debug", "workers")
+	workers, err := d.Run(t.Context(), "exec", name, "buildctl", "debug", "workers", "-v")
+	require.NoError(t, err)
+	require.Regexp(t, `worker\.executor:\s+oci\n`, workers)
+	id, err := d.Run(t.Context(), "exec", name, "id", "-u")
+	require.NoError(t, err)
+	require.Equal(t, "1000", id)
+	for line := range strings.Lines(workers) {
+		if strings.Contains(line, "snapshotter") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+	for _, version := range containerBuildx {
+		b, err := testbed.NewRemoteBuilder(t.Context(), version, fmt.Sprintf("tcp://127.0.0.1:%d", port))
+		require.NoError(t, err)
+		defer func() { require.NoError(t, b.Close()) }()
+		runLoops(t, b, *containerRuns)
+	}
+}
+
+// waitContainer waits until a command succeeds in a container.
+func waitContainer(t *testing.T, d *testbed.Docker, name string, command ...string) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		_, err := d.Run(t.Context(), append([]string{"exec", name}, command...)...)
+		if err == nil {
+			return
+		}
+		state, stateErr := d.Run(t.Context(), "inspect", "-f", "{{.State.Running}}", name)
+		if time.Now().After(deadline) || (stateErr == nil && state == "false") {
+			logs, _ := d.Run(t.Context(), "logs", name)
+			require.NoError(t, err, "running: %s, log:\n%s", state, logs)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}

@@ -1,0 +1,87 @@
+package testbed
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/pkg/errors"
+)
+
+// Activated is a daemon that starts with the first connection.
+type Activated struct {
+	Addr string // unix://
+
+	log     string
+	dir     string
+	process *process
+	cgroup  *cgroup
+}
+
+// StartActivated has systemd-socket-activate listen in place of a daemon. It
+// must be closed.
+func StartActivated(ctx context.Context, activate string, flavor Flavor) (_ *Activated, retErr error) {
+	bin, err := Binary(flavor, "buildkitd")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "graphload-activated-")
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	socket := filepath.Join(dir, "buildkitd.sock")
+	a := &Activated{Addr: "unix://" + socket, log: filepath.Join(dir, "log"), dir: dir, cgroup: newCgroup()}
+	defer func() {
+		if retErr != nil {
+			a.Close()
+		}
+	}()
+	config := filepath.Join(dir, "buildkitd.toml")
+	if err := os.WriteFile(config, []byte("[worker.oci]\ngc = false\ndefaultCgroupParent = \""+a.cgroup.name+"\"\n"), 0o600); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	log, err := os.Create(a.log)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer log.Close()
+	// the command that listens becomes the daemon, as ExecStart of the unit
+	cmd := exec.Command(activate, "--listen", socket, bin, "--addr", "fd://", "--config", config, "--root", filepath.Join(dir, "root"), //nolint:noctx // ended by Close
+		"--otel-socket-path", filepath.Join(dir, "otel.sock"), "--containerd-worker=false", "--oci-worker-net=host", "--cdi-disabled=true")
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if a.process, err = start(cmd); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.Errorf("nobody listened within %s", startTimeout))
+	defer cancel()
+	for {
+		if _, err := os.Stat(socket); err == nil {
+			return a, nil
+		}
+		select {
+		case <-a.process.done:
+			return nil, errors.Errorf("%s ended: %s", activate, a.Log())
+		case <-ctx.Done():
+			return nil, errors.WithStack(context.Cause(ctx))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Log returns what was logged.
+func (a *Activated) Log() string {
+	return tail(a.log, -1)
+}
+
+// Close ends the daemon, or who listens in its place, and removes its folder.
+func (a *Activated) Close() error {
+	err := closeProcess(a.process, a.dir)
+	if cgroupErr := a.cgroup.remove(); err == nil {
+		err = cgroupErr
+	}
+	return err
+}

@@ -1,0 +1,219 @@
+package testbed
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/graphload/graphload/internal/debian"
+	"github.com/pkg/errors"
+)
+
+// dockerStartTimeout is how long an engine may take until it answers.
+const dockerStartTimeout = time.Minute
+
+// dockerDir is the folder that Debian's Docker engine is unpacked to. Nothing is
+// installed, so no service is started and what is on the machine stays as it is.
+func dockerDir() (string, error) {
+	cache, err := os.UserCacheDir()
+	return filepath.Join(cache, "graphload", "docker"), errors.WithStack(err)
+}
+
+// HasDocker tells if the engine has been fetched.
+func HasDocker() bool {
+	dir, err := dockerDir()
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(dir, "usr", "sbin", "dockerd"))
+	return err == nil
+}
+
+// FetchDocker fetches the Docker engine of Debian, if it is not there.
+func FetchDocker(ctx context.Context) error {
+	if HasDocker() {
+		return nil
+	}
+	dir, err := dockerDir()
+	if err != nil {
+		return err
+	}
+	a, err := debian.Open(ctx, filepath.Join(filepath.Dir(dir), "debian"), runtime.GOARCH, debian.DefaultMirror)
+	if err != nil {
+		return err
+	}
+	// the machine has a C library, and nothing runs the scripts of packages
+	pkgs, err := a.Resolve(ctx, []string{"docker.io"}, []string{"adduser", "debconf", "dpkg", "libc6", "libgcc-s1", "gcc-12-base", "passwd", "perl", "perl-base", "tar"})
+	if err != nil {
+		return err
+	}
+	files, err := a.Fetch(ctx, pkgs)
+	if err != nil {
+		return err
+	}
+	temp, err := os.MkdirTemp(filepath.Dir(dir), "docker-")
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer os.RemoveAll(temp)
+	if err := debian.Unpack(ctx, temp, files...); err != nil {
+		return err
+	}
+	return errors.WithStack(os.Rename(temp, dir))
+}
+
+// Docker is a running Docker engine. It has no network of its own: containers
+// use the one of the host.
+type Docker struct {
+	Host    string // unix://
+	LogPath string
+	Cgroup  string // parent for containers
+
+	bin     string
+	dir     string
+	env     []string
+	process *process
+	cgroup  *cgroup
+}
+
+// StartDocker starts an engine with all of its state in a folder of its own.
+// It must be closed.
+func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
+	bin, err := dockerDir()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "graphload-docker-")
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	d := &Docker{
+		Host: "unix://" + filepath.Join(dir, "docker.sock"), LogPath: filepath.Join(dir, "dockerd.log"),
+		bin: bin, dir: dir, cgroup: newCgroup(),
+	}
+	d.Cgroup = "/" + d.cgroup.name
+	defer func() {
+		if retErr != nil {
+			retErr = errors.Wrapf(retErr, "failed to start dockerd: %s", tail(d.LogPath, 20))
+			d.Close()
+		}
+	}()
+	triplet := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}[runtime.GOARCH]
+	d.env = []string{
+		"PATH=" + strings.Join([]string{filepath.Join(bin, "usr/sbin"), filepath.Join(bin, "usr/bin"), filepath.Join(bin, "sbin"), os.Getenv("PATH")}, ":"),
+		"LD_LIBRARY_PATH=" + strings.Join([]string{filepath.Join(bin, "usr/lib", triplet), filepath.Join(bin, "lib", triplet)}, ":"),
+		"HOME=" + dir, "TMPDIR=" + dir, "DOCKER_HOST=" + d.Host, "DOCKER_CONFIG=" + filepath.Join(dir, "config"),
+	}
+	fit := filepath.Join(dir, "fitruntime")
+	if _, err := output(command(ctx, "go", "build", "-buildvcs=false", "-o", fit, "github.com/graphload/graphload/integration/testbed/fitruntime")); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(dir, "daemon.json")
+	if err := os.WriteFile(config, fmt.Appendf(nil, `{"runtimes": {"fit": {"path": %q}}, "default-runtime": "fit"}`, fit), 0o600); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	log, err := os.Create(d.LogPath)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer log.Close()
+	initPath, err := findFile(bin, "docker-init")
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(filepath.Join(bin, "usr/sbin/dockerd"), //nolint:noctx // ended by Close
+		"--config-file", config, "--host", d.Host, "--data-root", filepath.Join(dir, "root"), "--exec-root", filepath.Join(dir, "exec"),
+		"--pidfile", filepath.Join(dir, "docker.pid"), "--bridge=none", "--iptables=false", "--ip-masq=false", "--ip-forward=false",
+		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", d.Cgroup, "--init-path", initPath, "--storage-driver", "overlay2")
+	cmd.Env = d.env
+	cmd.Stdout, cmd.Stderr = log, log
+	// mounts end with the engine even when it is killed
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if d.process, err = start(cmd); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, dockerStartTimeout, errors.Errorf("it did not answer within %s", dockerStartTimeout))
+	defer cancel()
+	for {
+		if _, err := d.Run(ctx, "version"); err == nil {
+			return d, nil
+		}
+		select {
+		case <-d.process.done:
+			return nil, errors.Errorf("it ended with %v", d.process.cmd.ProcessState)
+		case <-ctx.Done():
+			return nil, errors.WithStack(context.Cause(ctx))
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// findFile returns the path of the file of a name below dir.
+func findFile(dir, name string) (found string, _ error) {
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() && e.Name() == name {
+			found = path
+		}
+		return err
+	})
+	if err == nil && found == "" {
+		err = errors.Errorf("no %s in %s", name, dir)
+	}
+	return found, errors.WithStack(err)
+}
+
+// Run runs the docker command, and returns what it printed.
+func (d *Docker) Run(ctx context.Context, args ...string) (string, error) {
+	cmd := command(ctx, filepath.Join(d.bin, "usr/bin/docker"), args...)
+	cmd.Env = d.env
+	dt, err := output(cmd)
+	return strings.TrimSpace(string(dt)), err
+}
+
+// NewBuilder creates a builder with the docker-container driver from an image
+// that has been loaded. Closing it keeps the volume with its state, which the
+// next builder of the same name uses.
+func (d *Docker) NewBuilder(ctx context.Context, version, name, image string) (_ *Builder, retErr error) {
+	b, err := newBuilder(ctx, version, "DOCKER_HOST="+d.Host)
+	if err != nil {
+		return nil, err
+	}
+	b.remove = name
+	defer func() {
+		if retErr != nil {
+			b.Close()
+		}
+	}()
+	_, err = output(b.Command(ctx, "create", "--use", "--bootstrap", "--name", name, "--driver", "docker-container",
+		"--driver-opt", "image="+image, "--driver-opt", "network=host", "--driver-opt", "cgroup-parent="+d.Cgroup,
+		"--buildkitd-flags", "--oci-worker-net=host --debug"))
+	return b, err
+}
+
+// Close ends the engine and its containers, and removes its folder.
+func (d *Docker) Close() error {
+	var err error
+	if d.process != nil {
+		if ids, psErr := d.Run(context.Background(), "ps", "-aq"); psErr == nil && ids != "" {
+			_, err = d.Run(context.Background(), slices.Concat([]string{"rm", "-f"}, strings.Fields(ids))...)
+		}
+		if stopErr := d.process.stop(); err == nil {
+			err = stopErr
+		}
+	}
+	if cgroupErr := d.cgroup.remove(); err == nil {
+		err = cgroupErr
+	}
+	if rmErr := os.RemoveAll(d.dir); err == nil {
+		err = errors.WithStack(rmErr)
+	}
+	return err
+}

@@ -1,0 +1,231 @@
+package dist
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/graphload/graphload/internal/debian"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/util/progress/progressui"
+	"github.com/pkg/errors"
+	"github.com/tonistiigi/fsutil"
+	"golang.org/x/sync/errgroup"
+)
+
+// Variant is one of the images.
+type Variant string
+
+// The images, named as the stages of the Dockerfile.
+const (
+	Rootful  Variant = "buildkit"
+	Rootless Variant = "rootless"
+)
+
+// Variants are all images.
+var Variants = []Variant{Rootful, Rootless}
+
+// The packages of the images, by folder of the context. What else they need
+// follows from their dependencies.
+var imagePackages = map[string][]string{
+	"all": {
+		"busybox-static", "ca-certificates", "dash", "fuse3", "fuse-overlayfs", "git", "netbase",
+		"openssh-client", "openssl", "pigz", "xz-utils", "util-linux",
+	},
+	"root":     {"iptables"},
+	"rootless": {"uidmap"},
+}
+
+// notInImage are dependencies that only the scripts of packages run, or that are
+// for parts that a builder does not use: git is without its commands in Perl.
+var notInImage = []string{
+	"adduser", "debconf", "debianutils", "dpkg", "git-man", "liberror-perl", "libgdbm-compat4", "libgdbm6", "libpam-modules",
+	"libpam-modules-bin", "libperl5.36", "libsemanage-common", "mount", "passwd",
+	"perl", "perl-base", "perl-modules-5.36", "sed", "tar", "util-linux-extra",
+}
+
+// ImageContext is the build context of the images.
+type ImageContext struct {
+	Dir      string
+	Packages map[string]map[string][]debian.Package // by architecture and folder
+}
+
+// BinDir is the folder with binaries for an architecture.
+func (c *ImageContext) BinDir(arch string) string {
+	return filepath.Join(c.Dir, arch, "bin")
+}
+
+// PackagesOf returns the packages of an image.
+func (c *ImageContext) PackagesOf(arch string, v Variant) []debian.Package {
+	folder := "root"
+	if v == Rootless {
+		folder = "rootless"
+	}
+	return slices.Concat(c.Packages[arch]["all"], c.Packages[arch][folder])
+}
+
+// Prepare puts scripts, and the packages of the architectures, into the
+// context. source is the folder of the Dockerfile, open returns the archive of
+// an architecture.
+func (c *ImageContext) Prepare(ctx context.Context, source string, archs []string, open func(arch string) (*debian.Archive, error)) error {
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+		return errors.WithStack(err)
+	}
+	entries, err := os.ReadDir(source)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	for _, e := range entries {
+		if err := copyFile(filepath.Join(source, e.Name()), filepath.Join(c.Dir, e.Name()), 0o644); err != nil {
+			return err
+		}
+	}
+	c.Packages = map[string]map[string][]debian.Package{}
+	for _, arch := range archs {
+		a, err := open(arch)
+		if err != nil {
+			return err
+		}
+		if err := c.addPackages(ctx, a, arch); err != nil {
+			return err
+		}
+	}
+	a, err := open(runtime.GOARCH)
+	if err != nil {
+		return err
+	}
+	return c.addTools(ctx, a)
+}
+
+func (c *ImageContext) addPackages(ctx context.Context, a *debian.Archive, arch string) error {
+	byFolder := map[string][]debian.Package{}
+	c.Packages[arch] = byFolder
+	for _, folder := range []string{"all", "root", "rootless"} {
+		pkgs, err := a.Resolve(ctx, imagePackages[folder], notInImage)
+		if err != nil {
+			return err
+		}
+		if folder != "all" {
+			pkgs = slices.DeleteFunc(pkgs, func(p debian.Package) bool { return slices.Contains(byFolder["all"], p) })
+		}
+		byFolder[folder] = pkgs
+		files, err := a.Fetch(ctx, pkgs)
+		if err != nil {
+			return err
+		}
+		dir := filepath.Join(c.Dir, arch, "debs", folder)
+		if err := os.RemoveAll(dir); err != nil {
+			return errors.WithStack(err)
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return errors.WithStack(err)
+		}
+		for _, file := range files {
+			if err := copyFile(file, filepath.Join(dir, filepath.Base(file)), 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// toolPackages are what unpacks packages, and sets capabilities of files, on the
+// machine that builds.
+var toolPackages = []string{"busybox-static", "libcap2-bin"}
+
+// addTools adds the root filesystem of the stage that unpacks.
+func (c *ImageContext) addTools(ctx context.Context, a *debian.Archive) error {
+	pkgs, err := a.Resolve(ctx, toolPackages, notInImage)
+	if err != nil {
+		return err
+	}
+	files, err := a.Fetch(ctx, pkgs)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(c.Dir, "tools")
+	if err := os.RemoveAll(dir); err != nil {
+		return errors.WithStack(err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return errors.WithStack(err)
+	}
+	return debian.Unpack(ctx, dir, files...)
+}
+
+// ImageOptions select what is built from a context.
+type ImageOptions struct {
+	Variant  Variant
+	Archs    []string
+	Name     string    // of the image
+	Exporter string    // client.ExporterOCI or client.ExporterDocker
+	Output   string    // file
+	Epoch    time.Time // of all files, if it is set
+	Labels   map[string]string
+}
+
+// Build has a daemon build an image as an OCI archive.
+func (c *ImageContext) Build(ctx context.Context, bk *client.Client, opt ImageOptions) error {
+	local, err := fsutil.NewFS(c.Dir)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	out, err := os.Create(opt.Output)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	var platforms []string
+	for _, arch := range opt.Archs {
+		platforms = append(platforms, "linux/"+arch)
+	}
+	attrs := map[string]string{"target": string(opt.Variant), "platform": strings.Join(platforms, ",")}
+	exporter := map[string]string{"name": opt.Name}
+	if !opt.Epoch.IsZero() {
+		attrs["build-arg:SOURCE_DATE_EPOCH"] = strconv.FormatInt(opt.Epoch.Unix(), 10)
+		exporter["rewrite-timestamp"] = "true"
+	}
+	for k, v := range opt.Labels {
+		attrs["label:"+k] = v
+	}
+	ch := make(chan *client.SolveStatus)
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.Go(func() error {
+		_, err := bk.Solve(ctx, nil, client.SolveOpt{
+			Frontend:      "dockerfile.v0",
+			FrontendAttrs: attrs,
+			LocalMounts:   map[string]fsutil.FS{"context": local, "dockerfile": local},
+			Exports: []client.ExportEntry{{
+				Type:   client.ExporterOCI,
+				Attrs:  exporter,
+				Output: func(map[string]string) (io.WriteCloser, error) { return out, nil },
+			}},
+		}, ch)
+		return errors.WithStack(err)
+	})
+	eg.Go(func() error {
+		display, err := progressui.NewDisplay(os.Stderr, progressui.PlainMode)
+		if err != nil {
+			return errors.WithStack(err)
+		}
+		_, err = display.UpdateFrom(context.WithoutCancel(ctx), ch)
+		return errors.WithStack(err)
+	})
+	return eg.Wait()
+}
+
+func copyFile(src, dst string, mode os.FileMode) error {
+	dt, err := os.ReadFile(src)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	if err := os.WriteFile(dst, dt, mode); err != nil {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(os.Chmod(dst, mode))
+}
