@@ -20,21 +20,21 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var containerRuns = flag.Int("container-runs", 2, "runs of each loop with each buildx in a container")
+var (
+	dockerTests   = flag.Bool("docker", false, "run the tests that need a Docker engine")
+	containerRuns = flag.Int("container-runs", 2, "runs of each loop with each buildx in a container")
+)
 
 // containerBuildx are the versions of buildx that run against containers.
 var containerBuildx = []string{"v0.29.1", "v0.38.2"}
 
-// requireDocker skips the test when Debian's Docker engine has not been fetched.
-// In CI it is fetched.
+// requireDocker skips the test unless make docker runs it, which fetches the
+// engine.
 func requireDocker(t *testing.T) {
 	t.Helper()
 	requireTestbed(t)
-	if testing.Short() {
-		t.Skip("builds images")
-	}
-	if !testbed.HasDocker() && os.Getenv("CI") != "true" {
-		t.Skip("the Docker engine has not been fetched: run make docker")
+	if !*dockerTests {
+		t.Skip("takes long: run make docker")
 	}
 	require.NoError(t, testbed.FetchDocker(t.Context()))
 }

@@ -33,10 +33,13 @@ func dockerCommand() *cli.Command {
 				return err
 			}
 			return goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "-run", cmd.String("run"), "./integration",
-				"-container-runs", fmt.Sprint(cmd.Int("runs")))
+				"-docker", "-container-runs", fmt.Sprint(cmd.Int("runs")))
 		},
 	}
 }
+
+// unitPackages are what tests of systemd units run.
+var unitPackages = map[string]string{"systemd-analyze": "systemd", "systemd-socket-activate": "systemd"}
 
 // installContainerPackages installs what tests of images and units run. The
 // engine is not among it, it is unpacked and not installed.
@@ -44,5 +47,5 @@ func installContainerPackages(ctx context.Context) error {
 	if err := installDistPackages(ctx); err != nil {
 		return err
 	}
-	return installMissing(ctx, map[string]string{"systemd-analyze": "systemd", "systemd-socket-activate": "systemd"})
+	return installMissing(ctx, unitPackages)
 }
