@@ -3,10 +3,8 @@ package fuzz
 
 import (
 	"context"
-	"encoding/json"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -18,15 +16,11 @@ type Target struct {
 	Name string
 	Tree bool   // in the assembled tree, not in the repository
 	Pkg  string // relative to the tree or the repository
-
-	// File is a file of testdata that is laid over the package. What only
-	// fuzzing needs is not among the tests of the package.
-	File string
 }
 
 // Targets are all fuzz targets.
 var Targets = []Target{
-	{Name: "FuzzLazySolve", Tree: true, Pkg: "./solver/llbsolver", File: "lazy_fuzz_test.go"},
+	{Name: "FuzzLazySolve", Tree: true, Pkg: "./solver/llbsolver"},
 	{Name: "FuzzReadOpHeader", Tree: true, Pkg: "./solver/pb"},
 	{Name: "FuzzApply", Pkg: "./internal/seam"},
 	{Name: "FuzzParse", Pkg: "./internal/seam"},
@@ -42,14 +36,6 @@ func Run(ctx context.Context, t Target, root, tree string, d time.Duration) erro
 	}
 	// by default a minute is spent on making each new input small
 	args := []string{"test", "-buildvcs=false", "-run", "^$", "-fuzz", "^" + t.Name + "$", "-fuzztime", d.String(), "-fuzzminimizetime", "100x"}
-	if t.File != "" {
-		overlay, err := writeOverlay(t, root, dir)
-		if err != nil {
-			return err
-		}
-		defer os.Remove(overlay)
-		args = append(args, "-overlay", overlay)
-	}
 	cmd := exec.CommandContext(ctx, "go", append(args, t.Pkg)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off")
@@ -60,23 +46,4 @@ func Run(ctx context.Context, t Target, root, tree string, d time.Duration) erro
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = 10 * time.Second
 	return errors.Wrapf(cmd.Run(), "%s in %s", t.Name, t.Pkg)
-}
-
-// writeOverlay has the go command see a file of testdata in the package.
-func writeOverlay(t Target, root, dir string) (string, error) {
-	dt, err := json.Marshal(map[string]any{"Replace": map[string]string{
-		filepath.Join(dir, filepath.FromSlash(t.Pkg), t.File): filepath.Join(root, "internal", "fuzz", "testdata", t.File),
-	}})
-	if err != nil {
-		return "", errors.WithStack(err)
-	}
-	f, err := os.CreateTemp("", "graphload-overlay-*.json")
-	if err != nil {
-		return "", errors.WithStack(err)
-	}
-	defer f.Close()
-	if _, err := f.Write(dt); err != nil {
-		return "", errors.WithStack(err)
-	}
-	return f.Name(), nil
 }

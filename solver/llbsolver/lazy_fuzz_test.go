@@ -40,7 +40,7 @@ func FuzzLazySolve(f *testing.F) {
 
 		j, br := b.job("lazy")
 		req := frontend.SolveRequest{Definition: def.CloneVT()}
-		if told, ok := br.vertexDigests(t.Context(), &req); ok && wantLoad == nil {
+		if told, ok := br.vertexDigests(t.Context(), &req, j); ok && wantLoad == nil {
 			requireSameDigests(t, want, told)
 		}
 		res, err := br.Solve(t.Context(), req, "")
