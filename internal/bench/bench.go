@@ -139,7 +139,7 @@ func rows() (out []Row) {
 		Row{Name: "Dockerfile of ten stages", Unit: Time, Bar: 1.0, Noisy: true, Run: dockerfile(false)},
 		Row{Name: "Dockerfile of ten stages, cached", Unit: Time, Bar: 1.02, Noisy: true, Run: dockerfile(true)},
 		Row{Name: "bake of five chained targets on two platforms", Unit: Time, Bar: 1.0, Noisy: true, Run: bake},
-		Row{Name: "p99 of status latency while 5000 steps are loaded", Unit: Time, Bar: 1.25, Rounds: 5, Run: statusLatency(5000)},
+		Row{Name: "p99 of status latency while 5000 steps are loaded", Unit: Time, Bar: 1.25, Rounds: 3, Run: statusLatency(5000)},
 		Row{Name: "heap of each of 100000 steps", Unit: Bytes, Max: 4 << 10, Rounds: 2, Run: heapHeld(20, 5000)},
 		Row{Name: "heap after 100000 steps to heap before", Unit: Times, Max: 1.02, Rounds: 2, Run: heapLeft(20, 5000)},
 	)
