@@ -87,7 +87,7 @@ type ownerIndex struct {
 	mu     sync.RWMutex
 	seq    uint64
 	owners map[digest.Digest][]*registration // oldest first, never empty
-	room   int                               // how many owners has had since it was made
+	room   int                               // how many owners has room for
 	kept   map[digest.Digest][]*state        // states that only owners keep
 
 	// merged lists the vertices that took over an edge of another vertex, and
@@ -107,6 +107,10 @@ func (o *ownerIndex) register(ctx context.Context, j *Job, vertices []digest.Dig
 	}
 	o.mu.Lock()
 	o.seq++
+	if o.owners == nil {
+		o.room = len(vertices)
+		o.owners = make(map[digest.Digest][]*registration, o.room)
+	}
 	reg := &registration{job: j, seq: o.seq, caches: caches, since: time.Now(), describe: describe}
 	o.mu.Unlock()
 	reg.alone[0] = reg
@@ -177,7 +181,7 @@ func (o *ownerIndex) add(dgst digest.Digest, reg *registration) {
 	}
 	regs := o.owners[dgst]
 	if len(regs) == 0 {
-		if o.owners == nil {
+		if o.owners == nil { // the first ones have been removed meanwhile
 			o.owners = map[digest.Digest][]*registration{}
 		}
 		o.owners[dgst] = reg.alone[:]

@@ -30,34 +30,33 @@ func (b *llbBridge) vertexDigests(ctx context.Context, req *frontend.SolveReques
 	if len(def) < 2 {
 		return nil, false
 	}
+	var hdr pb.OpHeader
 	// the last op points to the result and is no vertex
-	result, canonical := pb.ReadOpHeader(def[len(def)-1])
-	if !canonical || len(result.Inputs) == 0 {
+	if !hdr.Read(def[len(def)-1]) || len(hdr.Inputs) == 0 {
 		return nil, false
 	}
 	var out []digest.Digest
-	wanted := map[digest.Digest]struct{}{}
-	want := func(dgst digest.Digest) {
-		if !r.Owns(dgst) {
-			wanted[dgst] = struct{}{}
-		}
+	wanted := wantedVertices{}
+	if !wanted.add(r, hdr.Inputs[0]) {
+		return nil, false
 	}
-	want(digest.Digest(result.Inputs[0]))
 	for i := len(def) - 2; len(wanted) > 0; i-- {
 		if i < 0 {
 			return nil, false
 		}
-		dgst := opDigest(def[i])
-		if _, ok := wanted[dgst]; !ok {
+		sum := sha256.Sum256(def[i])
+		dgst, ok := wanted[sum]
+		if !ok {
 			continue
 		}
-		delete(wanted, dgst)
-		hdr, canonical := pb.ReadOpHeader(def[i])
-		if !canonical || hdr.Source && !b.keepsSource(ctx, def[i]) {
+		delete(wanted, sum)
+		if !hdr.Read(def[i]) || hdr.Source && !b.keepsSource(ctx, def[i]) {
 			return nil, false
 		}
 		for _, in := range hdr.Inputs {
-			want(digest.Digest(in))
+			if !wanted.add(r, in) {
+				return nil, false
+			}
 		}
 		out = append(out, dgst)
 	}
@@ -65,10 +64,28 @@ func (b *llbBridge) vertexDigests(ctx context.Context, req *frontend.SolveReques
 	return out, true
 }
 
-// opDigest is digest.FromBytes without what takes most of its time.
-func opDigest(dt []byte) digest.Digest {
-	sum := sha256.Sum256(dt)
-	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(sum[:]))
+// wantedVertices are vertices that have been referred to and not been read, by
+// the checksum of their op.
+type wantedVertices map[[sha256.Size]byte]digest.Digest
+
+// add adds the vertex of a digest unless r owns it, and reports if the digest is
+// valid.
+func (w wantedVertices) add(r registrar, dgst []byte) bool {
+	var sum [sha256.Size]byte
+	const prefix = "sha256:"
+	if len(dgst) != len(prefix)+2*len(sum) || string(dgst[:len(prefix)]) != prefix {
+		return false
+	}
+	if _, err := hex.Decode(sum[:], dgst[len(prefix):]); err != nil || bytes.ContainsAny(dgst[len(prefix):], "ABCDEF") {
+		return false
+	}
+	if _, ok := w[sum]; ok {
+		return true
+	}
+	if d := digest.Digest(dgst); !r.Owns(d) {
+		w[sum] = d
+	}
+	return true
 }
 
 // hasSourcePolicy reports if a policy can look at the sources of a request, or

@@ -111,7 +111,8 @@ func TestVertexDigests(t *testing.T) {
 			position[dgst] = i
 		}
 		for i, dt := range req.Definition.Def[:len(got)] {
-			hdr, _ := pb.ReadOpHeader(dt)
+			var hdr pb.OpHeader
+			hdr.Read(dt)
 			for _, in := range hdr.Inputs {
 				require.Less(t, position[digest.Digest(in)], i, "inputs come first")
 			}

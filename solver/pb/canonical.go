@@ -11,19 +11,20 @@ import (
 
 // OpHeader is what a marshaled op says about its place in a definition.
 type OpHeader struct {
-	Inputs []string // digests
+	Inputs [][]byte // digests, parts of the op that was read
 	Source bool     // the op is a source
 }
 
-// ReadOpHeader reads the header of a marshaled op without unmarshaling it, and
-// reports if the encoding is canonical: if unmarshaling the op and marshaling
-// it again gives the same bytes, so that its digest is the one that it has when
-// it is loaded. It never reports that wrongly, but there may be encodings of
-// which it does not know that they are canonical.
-func ReadOpHeader(dt []byte) (hdr OpHeader, canonical bool) {
+// Read reads the header of a marshaled op without unmarshaling it, and reports
+// if the encoding is canonical: if unmarshaling the op and marshaling it again
+// gives the same bytes, so that its digest is the one that it has when it is
+// loaded. It never reports that wrongly, but there may be encodings of which it
+// does not know that they are canonical.
+func (hdr *OpHeader) Read(dt []byte) (canonical bool) {
+	hdr.Inputs, hdr.Source = hdr.Inputs[:0], false
 	op := opEncoding()
 	if !op.canonical(dt) {
-		return OpHeader{}, false
+		return false
 	}
 	for len(dt) > 0 {
 		num, typ, n := protowire.ConsumeTag(dt)
@@ -38,16 +39,16 @@ func ReadOpHeader(dt []byte) (hdr OpHeader, canonical bool) {
 		}
 		dt = dt[n:]
 	}
-	return hdr, true
+	return true
 }
 
 // inputDigest returns the digest of a canonical Input.
-func inputDigest(dt []byte, field protowire.Number) string {
+func inputDigest(dt []byte, field protowire.Number) []byte {
 	if num, _, n := protowire.ConsumeTag(dt); num == field {
 		v, _ := protowire.ConsumeBytes(dt[n:])
-		return string(v)
+		return v
 	}
-	return ""
+	return nil
 }
 
 // opEncoding is the encoding of Op with the fields of its header.

@@ -84,12 +84,12 @@ func TestCanonicalMarshaled(t *testing.T) {
 		randomMessage(rnd, op.ProtoReflect(), 0)
 		dt, err := op.Marshal()
 		require.NoError(t, err)
-		hdr, ok := ReadOpHeader(dt)
-		require.True(t, ok, "%v", op)
+		var hdr OpHeader
+		require.True(t, hdr.Read(dt), "%v", op)
 		require.Equal(t, op.GetSource() != nil, hdr.Source)
 		require.Len(t, hdr.Inputs, len(op.Inputs))
 		for i, in := range op.Inputs {
-			require.Equal(t, in.Digest, hdr.Inputs[i])
+			require.Equal(t, in.Digest, string(hdr.Inputs[i]))
 		}
 	}
 }
@@ -97,7 +97,8 @@ func TestCanonicalMarshaled(t *testing.T) {
 // requireSound fails if dt is taken for canonical and is not.
 func requireSound(t *testing.T, dt []byte) {
 	t.Helper()
-	if _, ok := ReadOpHeader(dt); !ok {
+	var hdr OpHeader
+	if !hdr.Read(dt) {
 		return
 	}
 	var op Op
@@ -174,16 +175,16 @@ func TestCanonicalRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, ok := ReadOpHeader(dt)
-			require.False(t, ok)
+			var hdr OpHeader
+			require.False(t, hdr.Read(dt))
 		})
 	}
-	hdr, ok := ReadOpHeader(source(cat(str(1, "a"), str(2, entry("a", "")), str(2, entry("b", "2")))))
-	require.True(t, ok)
+	var hdr OpHeader
+	require.True(t, hdr.Read(source(cat(str(1, "a"), str(2, entry("a", "")), str(2, entry("b", "2"))))))
 	require.True(t, hdr.Source)
 }
 
-func FuzzReadOpHeader(f *testing.F) {
+func FuzzOpHeader(f *testing.F) {
 	rnd := rand.New(rand.NewPCG(1, 2)) //nolint:gosec
 	for range 50 {
 		op := &Op{}
@@ -193,7 +194,8 @@ func FuzzReadOpHeader(f *testing.F) {
 		f.Add(dt)
 	}
 	f.Fuzz(func(t *testing.T, dt []byte) {
-		if _, ok := ReadOpHeader(dt); !ok {
+		var hdr OpHeader
+		if !hdr.Read(dt) {
 			return
 		}
 		var op Op
