@@ -3,6 +3,8 @@ package bench
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/moby/buildkit/client"
@@ -10,25 +12,113 @@ import (
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/solver/pb"
+	digest "github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"golang.org/x/sync/errgroup"
 )
 
-// chain returns the definition of n exec steps, none of which has been seen
-// before. They need secrets, as the steps do that all of this is about.
-func chain(ctx context.Context, n int) (*pb.Definition, []llb.State, error) {
-	id := identity.NewID()
-	st := llb.Scratch().File(llb.Mkfile("/id", 0o600, []byte(id)))
-	states := make([]llb.State, n)
+// chain is a definition of exec steps that follow each other, of which copies
+// can be made that have not been seen before. Marshaling a deep chain of states
+// would take a client far longer than the daemon needs for it.
+type chain struct {
+	ops      []*pb.Op // inputs first, the terminal is last
+	digests  []string
+	metadata map[string]*pb.OpMetadata
+}
+
+// newChain makes a chain of n steps. They need secrets, as the steps do that all
+// of this is about.
+func newChain(ctx context.Context, n int) (*chain, error) {
+	st := llb.Scratch().File(llb.Mkfile("/id", 0o600, []byte(identity.NewID())))
 	for i := range n {
 		st = st.Run(
-			llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("step %d of %s", i, id)}),
+			llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("step %d of a chain of %d", i, n)}),
 			llb.AddSecret("/run/secrets/token", llb.SecretID("token")),
 		).Root()
-		states[i] = st
 	}
 	def, err := marshal(ctx, st)
-	return def, states, err
+	if err != nil {
+		return nil, err
+	}
+	c := &chain{metadata: def.Metadata}
+	for _, dt := range def.Def {
+		var op pb.Op
+		if err := op.Unmarshal(dt); err != nil {
+			return nil, errors.WithStack(err)
+		}
+		c.ops = append(c.ops, &op)
+		c.digests = append(c.digests, digest.FromBytes(dt).String())
+	}
+	return c, nil
+}
+
+// fresh returns definitions of the first steps of a chain that has not been seen
+// before, one for each number of steps.
+func (c *chain) fresh(steps ...int) ([]*pb.Definition, error) {
+	names := map[string]string{}
+	var ops [][]byte
+	last := len(c.ops) - 1
+	for i, op := range c.ops[:last] {
+		op := op.CloneVT()
+		if f := op.GetFile(); f != nil {
+			f.Actions[0].GetMkfile().Data = []byte(identity.NewID())
+		}
+		dt, err := c.rename(op, names)
+		if err != nil {
+			return nil, err
+		}
+		ops = append(ops, dt)
+		names[c.digests[i]] = digest.FromBytes(dt).String()
+	}
+	var defs []*pb.Definition
+	for _, n := range steps {
+		// the first op is not a step
+		terminal := &pb.Op{Inputs: []*pb.Input{{Digest: c.digests[n]}}}
+		dt, err := c.rename(terminal, names)
+		if err != nil {
+			return nil, err
+		}
+		def := &pb.Definition{Def: append(slices.Clone(ops[:n+1]), dt), Metadata: map[string]*pb.OpMetadata{}}
+		for _, old := range c.digests[:n+1] {
+			def.Metadata[names[old]] = c.metadata[old]
+		}
+		def.Metadata[digest.FromBytes(dt).String()] = c.metadata[c.digests[last]]
+		defs = append(defs, def)
+	}
+	return defs, nil
+}
+
+// rename marshals op with the new names of its inputs.
+func (c *chain) rename(op *pb.Op, names map[string]string) ([]byte, error) {
+	for _, in := range op.Inputs {
+		in.Digest = names[in.Digest]
+	}
+	dt, err := op.Marshal()
+	return dt, errors.WithStack(err)
+}
+
+// chains are made when a row is run for the first time.
+var chains sync.Map
+
+// chainOf returns the definition of n fresh steps.
+func chainOf(ctx context.Context, n int) (*pb.Definition, error) {
+	defs, err := chainsOf(ctx, n, n)
+	if err != nil {
+		return nil, err
+	}
+	return defs[0], nil
+}
+
+func chainsOf(ctx context.Context, n int, steps ...int) ([]*pb.Definition, error) {
+	c, ok := chains.Load(n)
+	if !ok {
+		made, err := newChain(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		c, _ = chains.LoadOrStore(n, made)
+	}
+	return c.(*chain).fresh(steps...)
 }
 
 func marshal(ctx context.Context, st llb.State) (*pb.Definition, error) {
@@ -59,7 +149,7 @@ func solve(ctx context.Context, gc gateway.Client, def *pb.Definition) error {
 
 func lazySolve(n int) runFunc {
 	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
-		def, _, err := chain(ctx, n)
+		def, err := chainOf(ctx, n)
 		if err != nil {
 			return 0, err
 		}
@@ -71,15 +161,13 @@ func lazySolve(n int) runFunc {
 
 func growing(solves, steps int) runFunc {
 	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
-		_, states, err := chain(ctx, solves*steps)
+		sizes := make([]int, solves)
+		for i := range sizes {
+			sizes[i] = (i + 1) * steps
+		}
+		defs, err := chainsOf(ctx, solves*steps, sizes...)
 		if err != nil {
 			return 0, err
-		}
-		defs := make([]*pb.Definition, solves)
-		for i := range defs {
-			if defs[i], err = marshal(ctx, states[(i+1)*steps-1]); err != nil {
-				return 0, err
-			}
 		}
 		return inBuild(ctx, t.Client, func(ctx context.Context, gc gateway.Client) error {
 			for _, def := range defs {
@@ -94,7 +182,7 @@ func growing(solves, steps int) runFunc {
 
 func repeated(steps, times int) runFunc {
 	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
-		def, _, err := chain(ctx, steps)
+		def, err := chainOf(ctx, steps)
 		if err != nil {
 			return 0, err
 		}
@@ -111,7 +199,7 @@ func repeated(steps, times int) runFunc {
 
 func wholeBuild(steps int) runFunc {
 	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
-		def, _, err := chain(ctx, steps)
+		def, err := chainOf(ctx, steps)
 		if err != nil {
 			return 0, err
 		}
@@ -132,7 +220,7 @@ func emptyBuilds(n, holders, steps int) runFunc {
 		eg, ctx := errgroup.WithContext(ctx)
 		for range holders {
 			eg.Go(func() error {
-				def, _, err := chain(ctx, steps)
+				def, err := chainOf(ctx, steps)
 				if err != nil {
 					return err
 				}

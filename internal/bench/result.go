@@ -22,8 +22,8 @@ type Result struct {
 
 const (
 	// Rows that take less time than this are measured in more rounds.
-	minRowTime = 15 * time.Second
-	maxRounds  = 100
+	minRowTime = 20 * time.Second
+	maxRounds  = 150
 )
 
 // Measure runs a row on the daemons in turns, with the one that is first
