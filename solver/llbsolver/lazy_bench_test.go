@@ -54,3 +54,18 @@ func BenchmarkLazySolveAgain(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*steps), "ns/step")
 }
+
+// BenchmarkVertexDigests reads a definition of which the build owns nothing.
+func BenchmarkVertexDigests(b *testing.B) {
+	const steps = 1000
+	bench := newBench(b)
+	req := &frontend.SolveRequest{Definition: benchDefinition(b, steps)}
+	j, br := bench.job("job")
+	b.ReportAllocs()
+	for b.Loop() {
+		dgsts, ok := br.vertexDigests(b.Context(), req, j)
+		require.True(b, ok)
+		require.Len(b, dgsts, steps+1)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*steps), "ns/step")
+}

@@ -208,3 +208,22 @@ func FuzzOpHeader(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkOpHeader(b *testing.B) {
+	op := &Op{
+		Inputs: []*Input{{Digest: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"}},
+		Op: &Op_Exec{Exec: &ExecOp{
+			Meta:      &Meta{Args: []string{"/bin/sh", "-c", "a step of a chain"}, Cwd: "/", Env: []string{"PATH=/bin"}},
+			Mounts:    []*Mount{{Dest: "/"}, {Dest: "/run/secrets/token", Input: -1, Output: -1, MountType: MountType_SECRET, SecretOpt: &SecretOpt{ID: "token"}}},
+			Secretenv: []*SecretEnv{{ID: "token", Name: "TOKEN"}},
+		}},
+		Platform: &Platform{Architecture: "amd64", OS: "linux"},
+	}
+	dt, err := op.Marshal()
+	require.NoError(b, err)
+	var hdr OpHeader
+	b.ReportAllocs()
+	for b.Loop() {
+		require.True(b, hdr.Read(dt))
+	}
+}
