@@ -50,7 +50,7 @@ func TestCredentials(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, registry.Close()) })
 	login := &registryLogin{host: registry.Host, user: "user", password: "password"}
 
-	bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Config: registry.DaemonConfig()})
+	bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: subject(), Config: registry.DaemonConfig()})
 	image := registry.Host + "/base:latest"
 	pushImage(t, bed, login, image)
 

@@ -249,7 +249,7 @@ func TestDockerContainerUpgrade(t *testing.T) {
 
 		before := histories(t, d)
 		require.Len(t, before, i, "builds of the daemons before this one")
-		out, err := b.Output(t.Context(), dir, "build", "--progress", "plain", "--output", "type=cacheonly", ".")
+		out, err := b.Output(t.Context(), dir, nil, "build", "--progress", "plain", "--output", "type=cacheonly", ".")
 		require.NoError(t, err)
 		cached := strings.Count(out, " CACHED\n")
 		t.Logf("%s: %d steps from the cache, %d builds in the history before", flavor, cached, len(before))

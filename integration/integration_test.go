@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"flag"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,13 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/require"
 )
+
+var subjectFlavor = flag.String("flavor", string(testbed.Graphload), "daemon of the random graphs and of other tests of the Go client: upstream or graphload")
+
+// subject is the daemon of tests that can run on either.
+func subject() testbed.Flavor {
+	return testbed.Flavor(*subjectFlavor)
+}
 
 // requireTestbed skips the test with the reason when this machine cannot run
 // it, and fails it in CI, where it must.

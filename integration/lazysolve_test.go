@@ -119,7 +119,7 @@ func secretFile(id string, opts ...llb.SecretOption) llb.RunOption {
 // TestChildFirst has a step of base that needs something that only the session
 // of base has. A child with a session of its own evaluates it first.
 func TestChildFirst(t *testing.T) {
-	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
 	c := newClient(t, d)
 	agent, err := testbed.StartSSHAgent(t.Context())
 	require.NoError(t, err)
@@ -199,7 +199,7 @@ func TestChildFirst(t *testing.T) {
 // TestOrders has chains of three builds, evaluated in every order and at the
 // same time.
 func TestOrders(t *testing.T) {
-	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
 	c := newClient(t, d)
 	dir := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(dir))
@@ -249,7 +249,7 @@ func TestOrders(t *testing.T) {
 // TestEvaluatedBy has a child that evaluates a step of base in every way that a
 // client has, while base itself never does.
 func TestEvaluatedBy(t *testing.T) {
-	bed := newRandomBed(t, testbed.Graphload)
+	bed := newRandomBed(t, subject())
 	read := func(f func(context.Context, gateway.Reference) (string, error)) func(context.Context, peer, llb.State) (string, error) {
 		return func(ctx context.Context, p peer, st llb.State) (seen string, err error) {
 			err = p.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
@@ -351,7 +351,7 @@ func (writeCloser) Close() error {
 // TestIsolation has builds that chain on base and try to use what base offers
 // in steps of their own.
 func TestIsolation(t *testing.T) {
-	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
 	c := newClient(t, d)
 	dir, private := t.TempDir(), t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(dir))
@@ -393,7 +393,7 @@ func TestIsolation(t *testing.T) {
 
 // TestOwnerGone has a child that evaluates when the build of base has ended.
 func TestOwnerGone(t *testing.T) {
-	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
+	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
 	c := newClient(t, d)
 	dir := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(dir))

@@ -29,7 +29,6 @@ var (
 	randomGraphs  = flag.Int("graphs", 15, "number of random graphs")
 	randomOnly    = flag.Int("graph", -1, "run only the random graph of this number")
 	randomWorkers = flag.Int("workers", 3, "random graphs that run at once")
-	randomFlavor  = flag.String("flavor", string(testbed.Graphload), "daemon of the random graphs")
 )
 
 // opTimeout is how long one operation of a random graph may take before it
@@ -57,7 +56,7 @@ func TestRandomGraphs(t *testing.T) {
 		numbers = []int{*randomOnly}
 	}
 	t.Logf("-seed %d -graphs %d", seed, graphs)
-	bed := newRandomBed(t, testbed.Flavor(*randomFlavor))
+	bed := newRandomBed(t, subject())
 
 	// results of earlier graphs are of no use to later ones
 	const batch = 200

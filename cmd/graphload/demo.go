@@ -22,7 +22,7 @@ func demoCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each loop with each buildx on each daemon"},
 			&cli.StringSliceFlag{Name: "buildx", Value: []string{"v0.29.1", "v0.35.0"}, Usage: "versions of buildx"},
-			&cli.StringSliceFlag{Name: "loop", Usage: "loops to run: secret, chain, ssh (default: all)"},
+			&cli.StringSliceFlag{Name: "loop", Usage: "loops to run, by name (default: secret, chain, ssh)"},
 			&cli.StringFlag{Name: "only", Usage: "one daemon only: upstream or graphload"},
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
 		},
@@ -81,6 +81,7 @@ type demo struct {
 	versions []string
 	flavors  []testbed.Flavor
 	cells    map[cell]*figures
+	done     func(testbed.Loop) error // called after each loop, if set
 }
 
 // run fills the table. Both daemons take turns, so that whatever else the
@@ -103,16 +104,30 @@ func (d *demo) run(ctx context.Context) (retErr error) {
 		}
 	}
 	for _, loop := range d.loops {
-		p, err := testbed.NewProject(ctx, loop)
-		if err != nil {
+		if err := d.runProject(ctx, loop, daemons); err != nil {
 			return err
 		}
-		defer closeLast(p, &retErr)
-		for _, version := range d.versions {
-			if err := d.runLoop(ctx, p, version, daemons); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+func (d *demo) runProject(ctx context.Context, loop testbed.Loop, daemons map[testbed.Flavor]*testbed.Daemon) (retErr error) {
+	progressf("starting what %s needs", loop.Name)
+	p, err := testbed.NewProject(ctx, loop)
+	if err != nil {
+		return err
+	}
+	defer closeLast(p, &retErr)
+	for _, version := range d.versions {
+		if !loop.RunsWith(version) {
+			continue
 		}
+		if err := d.runLoop(ctx, p, version, daemons); err != nil {
+			return err
+		}
+	}
+	if d.done != nil {
+		return d.done(loop)
 	}
 	return nil
 }
@@ -172,6 +187,9 @@ func (d *demo) report() error {
 	var failed error
 	for _, loop := range d.loops {
 		for _, version := range d.versions {
+			if !loop.RunsWith(version) {
+				continue
+			}
 			fmt.Fprintf(tw, "%s\t%s", loop.Name, version)
 			for _, flavor := range d.flavors {
 				f := d.cells[cell{loop.Name, version, flavor}]

@@ -2,15 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	stderrors "errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/graphload/graphload/integration/testbed"
-	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
 
@@ -24,7 +21,7 @@ func integrationCommand() *cli.Command {
 			&cli.IntFlag{Name: "graphs", Value: 300, Usage: "random graphs"},
 			&cli.IntFlag{Name: "chains", Value: 200, Usage: "chains that are built at once"},
 			&cli.DurationFlag{Name: "duration", Value: time.Minute, Usage: "how long many clients build random graphs"},
-			&cli.BoolFlag{Name: "table-only", Usage: "only bake, without the tests"},
+			&cli.BoolFlag{Name: "table-only", Usage: "only what is in the table, without the other tests"},
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: filepath.Join("docs", "compatibility.md"), Usage: "file for the table, next to which one with .json is written"},
 		},
@@ -36,22 +33,14 @@ func integrationCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			d := &demo{runs: cmd.Int("runs"), loops: testbed.Matrix, versions: cmd.StringSlice("buildx"), flavors: testbed.Flavors, cells: map[cell]*figures{}}
-			if err := d.run(ctx); err != nil {
-				return err
-			}
-			if err := d.writeTable(cmd.String("output"), opt.Version, time.Now()); err != nil {
-				return err
-			}
-			failed := d.report()
-			if cmd.Bool("table-only") {
+			t := &table{version: opt.Version, date: time.Now(), runs: cmd.Int("runs"), versions: cmd.StringSlice("buildx")}
+			failed := t.fill(ctx, opt, cmd.String("output"))
+			if cmd.Bool("table-only") || ctx.Err() != nil {
 				return failed
 			}
-			if err := goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "./integration/...",
-				"-graphs", fmt.Sprint(cmd.Int("graphs")), "-chains", fmt.Sprint(cmd.Int("chains")), "-duration", cmd.Duration("duration").String()); err != nil {
-				return err
-			}
-			return failed
+			testsErr := goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "./integration/...",
+				"-graphs", fmt.Sprint(cmd.Int("graphs")), "-chains", fmt.Sprint(cmd.Int("chains")), "-duration", cmd.Duration("duration").String())
+			return stderrors.Join(failed, testsErr)
 		},
 	}
 }
@@ -99,39 +88,4 @@ func prepareIntegration(ctx context.Context, cmd *cli.Command) error {
 		}
 	}
 	return nil
-}
-
-// tableRow is a line of the table as JSON.
-type tableRow struct {
-	Scenario string                 `json:"scenario"`
-	Client   string                 `json:"client"`
-	Runs     int                    `json:"runs"`
-	Passed   map[testbed.Flavor]int `json:"passed"`
-}
-
-// writeTable writes the table as Markdown and as JSON.
-func (d *demo) writeTable(path, version string, date time.Time) error {
-	var rows []tableRow
-	var sb strings.Builder
-	fmt.Fprintf(&sb, "# Compatibility\n\nUnmodified clients on upstream's BuildKit %s and on this one, %d runs each, passes/runs.\n", version, d.runs)
-	fmt.Fprintf(&sb, "Written by `graphload integration` on %s. Both daemons took turns.\n\n", date.Format(time.DateOnly))
-	fmt.Fprintf(&sb, "| scenario | client | upstream %s | graphload |\n|---|---|---|---|\n", version)
-	for _, loop := range d.loops {
-		for _, v := range d.versions {
-			row := tableRow{Scenario: loop.About, Client: "buildx " + v, Runs: d.runs, Passed: map[testbed.Flavor]int{}}
-			for _, flavor := range d.flavors {
-				row.Passed[flavor] = d.cells[cell{loop.Name, v, flavor}].passed
-			}
-			rows = append(rows, row)
-			fmt.Fprintf(&sb, "| %s | %s | %d/%d | %d/%d |\n", row.Scenario, row.Client, row.Passed[testbed.Upstream], d.runs, row.Passed[testbed.Graphload], d.runs)
-		}
-	}
-	dt, err := json.MarshalIndent(map[string]any{"date": date.Format(time.DateOnly), "upstream": version, "rows": rows}, "", "  ")
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	if err := os.WriteFile(path, []byte(sb.String()), 0o644); err != nil {
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(os.WriteFile(strings.TrimSuffix(path, filepath.Ext(path))+".json", append(dt, '\n'), 0o644))
 }

@@ -9,6 +9,9 @@ import (
 	"github.com/pkg/errors"
 )
 
+// builderName is what buildx calls a builder with the remote driver.
+const builderName = "testbed"
+
 // Builder is a buildx of some version connected to a daemon, with a
 // configuration and credentials of its own.
 type Builder struct {
@@ -39,7 +42,7 @@ func NewRemoteBuilder(ctx context.Context, version, addr string, options ...stri
 			b.Close()
 		}
 	}()
-	args := []string{"create", "--use", "--name", "testbed", "--driver", "remote"}
+	args := []string{"create", "--use", "--name", builderName, "--driver", "remote"}
 	for _, opt := range options {
 		args = append(args, "--driver-opt", opt)
 	}
@@ -85,21 +88,20 @@ func (b *Builder) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Output runs buildx in a folder and returns what it printed.
-func (b *Builder) Output(ctx context.Context, dir string, args ...string) (string, error) {
+// Output runs buildx in a folder, with more in its environment, and returns what
+// it printed. In an error that is part of it.
+func (b *Builder) Output(ctx context.Context, dir string, env []string, args ...string) (string, error) {
 	cmd := b.Command(ctx, args...)
 	cmd.Dir = dir
+	cmd.Env = append(cmd.Env, env...)
 	dt, err := output(cmd)
 	return string(dt), err
 }
 
-// Bake runs buildx bake on a bake file, in its folder. Everything that was
-// printed is part of the error.
+// Bake runs buildx bake on a bake file, in its folder.
 func (b *Builder) Bake(ctx context.Context, file string, env []string, args ...string) error {
-	cmd := b.Command(ctx, append([]string{"bake", "--file", filepath.Base(file), "--progress", "plain"}, args...)...)
-	cmd.Dir = filepath.Dir(file)
-	cmd.Env = append(cmd.Env, env...)
-	_, err := output(cmd)
+	args = append([]string{"bake", "--file", filepath.Base(file), "--progress", "plain"}, args...)
+	_, err := b.Output(ctx, filepath.Dir(file), env, args...)
 	return err
 }
 

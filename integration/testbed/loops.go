@@ -3,7 +3,10 @@ package testbed
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,9 +14,10 @@ import (
 	"time"
 
 	"github.com/pkg/errors"
+	"golang.org/x/mod/semver"
 )
 
-//go:embed testdata/loops/*.hcl
+//go:embed testdata/loops
 var loopFiles embed.FS
 
 // runTimeout is how long one bake of a loop may take.
@@ -25,8 +29,25 @@ type Loop struct {
 	Name  string // of its file in testdata/loops, without .hcl
 	About string
 
+	// NeedsDocker tells that a Docker engine takes part.
+	NeedsDocker bool
+
+	file    string   // in testdata/loops, instead of the one of its name
+	since   string   // the first buildx that can run it
 	secrets []string // variables of the file, with fresh values in each run
 	ssh     bool
+	args    []string // of bake, --no-cache by default
+
+	// prepare starts what the loop needs besides, and writes more files.
+	prepare func(context.Context, *Project) error
+	// run is done in each run instead of one bake.
+	run func(context.Context, *Project, *Builder, run) error
+}
+
+// run is what is new in each run of a loop.
+type run struct {
+	values map[string]string // of secrets
+	env    []string          // with the secrets
 }
 
 // Loops are the bakes of the demo.
@@ -56,6 +77,13 @@ var Matrix = append(slices.Clip(Loops), []Loop{
 		secrets: []string{"TOKEN"},
 	},
 	{
+		Name:    "remote",
+		About:   "the chain of five targets from a git repository, base replaced by a cwd:// file",
+		secrets: []string{"SOURCE", "CONSOLE"},
+		prepare: serveChain,
+		run:     bakeRemote,
+	},
+	{
 		Name:    "shared",
 		About:   "base with a secret, built alone and as the context of three others",
 		secrets: []string{"TOKEN"},
@@ -70,16 +98,79 @@ var Matrix = append(slices.Clip(Loops), []Loop{
 		About: "base with a required ssh mount on two platforms, child chained on it",
 		ssh:   true,
 	},
+	{
+		Name:    "git",
+		About:   "base from a private git repository, with GIT_AUTH_TOKEN for base only, child chained on it",
+		prepare: serveGit,
+	},
+	{
+		Name:    "registry",
+		About:   "base on an image in a private registry, with a secret, child chained on it",
+		secrets: []string{"TOKEN"},
+		prepare: servePrivateRegistry,
+		run:     bakeOnImage,
+	},
+	{
+		Name:    "cache",
+		About:   "base with a secret and a cache in a registry, child chained on it, before and after pruning",
+		secrets: []string{"TOKEN"},
+		prepare: serveRegistry,
+		run:     bakeAndPrune,
+	},
+	{
+		Name:    "outputs",
+		About:   "image, oci, local, docker and registry outputs, with provenance, of targets chained on base with a secret",
+		secrets: []string{"TOKEN"},
+		prepare: serveRegistry,
+		run:     bakeOutputs,
+	},
+	{
+		Name:    "nocache-base",
+		About:   "no-cache on base with a secret, child chained on it",
+		file:    "secret",
+		secrets: []string{"TOKEN"},
+		args:    []string{"--set", "base.no-cache=true"},
+	},
+	{
+		Name:    "nocache-child",
+		About:   "no-cache on the child that is chained on base with a secret",
+		file:    "secret",
+		secrets: []string{"TOKEN"},
+		args:    []string{"--set", "default.no-cache=true"},
+	},
+	{
+		Name:    "nocache-both",
+		About:   "no-cache on base with a secret and on the child chained on it",
+		file:    "secret",
+		secrets: []string{"TOKEN"},
+		args:    []string{"--set", "base.no-cache=true", "--set", "default.no-cache=true"},
+	},
+	{
+		Name:    "buildcontext",
+		About:   "buildx build with --build-context: a private git repository, and an OCI layout that was built with a secret",
+		secrets: []string{"TOKEN"},
+		prepare: serveGit,
+		run:     buildWithContexts,
+	},
+	{
+		Name:        "compose",
+		About:       "docker compose build: additional_contexts with service:base, which has a secret, on two platforms",
+		NeedsDocker: true,
+		since:       "v0.17.0", // asked for by compose
+		secrets:     []string{"TOKEN"},
+		prepare:     startCompose,
+		run:         composeBuild,
+	},
 }...)
 
-// FindLoops returns the loops of the given names, all of them for none.
+// FindLoops returns the loops of the given names, all of the demo for none.
 func FindLoops(names []string) ([]Loop, error) {
 	if len(names) == 0 {
 		return Loops, nil
 	}
 	known := map[string]Loop{}
 	var all []string
-	for _, l := range Loops {
+	for _, l := range Matrix {
 		known[l.Name] = l
 		all = append(all, l.Name)
 	}
@@ -94,11 +185,21 @@ func FindLoops(names []string) ([]Loop, error) {
 	return out, nil
 }
 
+// RunsWith tells if a version of buildx has what the loop uses.
+func (l Loop) RunsWith(version string) bool {
+	return l.since == "" || semver.Compare(version, l.since) >= 0
+}
+
 // Project is a loop that is ready to run.
 type Project struct {
 	Loop
-	dir   string
-	agent *SSHAgent
+
+	dir      string
+	env      []string // for all runs
+	closers  []io.Closer
+	git      *GitServer
+	registry *Registry
+	compose  string // binary
 }
 
 // NewProject writes the files of a loop to a temporary folder and starts what
@@ -114,47 +215,72 @@ func NewProject(ctx context.Context, l Loop) (_ *Project, retErr error) {
 			p.Close()
 		}
 	}()
-	dt, err := loopFiles.ReadFile("testdata/loops/" + l.Name + ".hcl")
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	if err := os.WriteFile(p.file(), dt, 0o600); err != nil {
-		return nil, errors.WithStack(err)
+	if p.Loop.file == "" {
+		p.Loop.file = l.Name
 	}
 	if err := WriteRootfs(filepath.Join(dir, "rootfs")); err != nil {
 		return nil, err
 	}
 	if l.ssh {
-		if p.agent, err = StartSSHAgent(ctx); err != nil {
+		agent, err := StartSSHAgent(ctx)
+		if err != nil {
 			return nil, err
 		}
+		p.closers = append(p.closers, agent)
+		p.env = append(p.env, "SSH_AUTH_SOCK="+agent.Socket)
+	}
+	if l.prepare != nil {
+		if err := l.prepare(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	if l.run == nil {
+		return p, p.writeFile(p.Loop.file+".hcl", "docker-bake.hcl")
 	}
 	return p, nil
 }
 
-func (p *Project) file() string {
-	return filepath.Join(p.dir, "docker-bake.hcl")
+// path is of a file in the folder of the project.
+func (p *Project) path(name string) string {
+	return filepath.Join(p.dir, name)
 }
 
-// Run bakes the project once, without cache.
+// writeFile copies a file of testdata/loops into the folder of the project.
+func (p *Project) writeFile(src, name string) error {
+	dt, err := loopFiles.ReadFile("testdata/loops/" + src)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(os.WriteFile(p.path(name), dt, 0o600))
+}
+
+// Run bakes the project once.
 func (p *Project) Run(ctx context.Context, b *Builder) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, runTimeout, errors.Errorf("not done within %s", runTimeout))
 	defer cancel()
-	var env []string
+	r := run{values: map[string]string{}, env: slices.Clone(p.env)}
 	for _, name := range p.secrets {
-		env = append(env, name+"="+rand.Text())
+		value := rand.Text()
+		sum := sha256.Sum256([]byte(value))
+		r.values[name] = value
+		r.env = append(r.env, name+"="+value, name+"_SHA256="+hex.EncodeToString(sum[:]))
 	}
-	if p.agent != nil {
-		env = append(env, "SSH_AUTH_SOCK="+p.agent.Socket)
+	if p.Loop.run != nil {
+		return p.Loop.run(ctx, p, b, r)
 	}
-	return b.Bake(ctx, p.file(), env, "--no-cache")
+	args := p.args
+	if args == nil {
+		args = []string{"--no-cache"}
+	}
+	return b.Bake(ctx, p.path("docker-bake.hcl"), r.env, args...)
 }
 
 // Close stops what was started and removes the files.
-func (p *Project) Close() error {
-	var err error
-	if p.agent != nil {
-		err = p.agent.Close()
+func (p *Project) Close() (err error) {
+	for _, c := range slices.Backward(p.closers) {
+		if closeErr := c.Close(); err == nil {
+			err = closeErr
+		}
 	}
 	if rmErr := os.RemoveAll(p.dir); err == nil {
 		err = errors.WithStack(rmErr)

@@ -1,0 +1,224 @@
+package testbed
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"github.com/pkg/errors"
+)
+
+// serveChain serves the chain from a git repository. What is not in there is
+// base, see testdata/loops/remote.hcl.
+func serveChain(ctx context.Context, p *Project) error {
+	chain, err := loopFiles.ReadFile("testdata/loops/chain.hcl")
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	if err := p.serveGit(ctx, map[string]string{"docker-bake.hcl": string(chain), "marker": "from git\n"}, ""); err != nil {
+		return err
+	}
+	return p.writeFile("remote.hcl", "override.hcl")
+}
+
+// bakeRemote bakes the file in the repository with one of the machine.
+func bakeRemote(ctx context.Context, p *Project, b *Builder, r run) error {
+	_, err := b.Output(ctx, p.dir, r.env, "bake", "--progress", "plain", "--no-cache",
+		"--file", "docker-bake.hcl", "--file", "cwd://override.hcl", p.git.URL+"#main")
+	return err
+}
+
+// serveGit serves a repository with a file to those who have a token.
+func serveGit(ctx context.Context, p *Project) error {
+	token := rand.Text()
+	if err := p.serveGit(ctx, map[string]string{"file": "content\n"}, token); err != nil {
+		return err
+	}
+	p.env = append(p.env, "GIT_URL="+p.git.URL+"#main", "GIT_TOKEN="+token)
+	return nil
+}
+
+func (p *Project) serveGit(ctx context.Context, files map[string]string, token string) (err error) {
+	if p.git, err = StartGitServer(ctx, files, token); err == nil {
+		p.closers = append(p.closers, p.git)
+	}
+	return err
+}
+
+// serveRegistry starts an empty registry for anybody.
+func serveRegistry(ctx context.Context, p *Project) error {
+	return p.serveRegistry(ctx, RegistryOptions{})
+}
+
+// servePrivateRegistry starts an empty registry for those who log in.
+func servePrivateRegistry(ctx context.Context, p *Project) error {
+	return p.serveRegistry(ctx, RegistryOptions{User: "user", Password: rand.Text()})
+}
+
+func (p *Project) serveRegistry(ctx context.Context, opt RegistryOptions) (err error) {
+	if p.registry, err = StartRegistry(ctx, opt); err != nil {
+		return err
+	}
+	p.closers = append(p.closers, p.registry)
+	p.env = append(p.env, "REGISTRY="+p.registry.Host)
+	return p.writeFile(p.file+".hcl", "docker-bake.hcl")
+}
+
+// bakeOnImage pushes an image and bakes what starts from it.
+func bakeOnImage(ctx context.Context, p *Project, b *Builder, r run) error {
+	if err := p.registry.Login(b); err != nil {
+		return err
+	}
+	file := p.path("docker-bake.hcl")
+	if err := b.Bake(ctx, file, r.env, "image"); err != nil {
+		return err
+	}
+	return b.Bake(ctx, file, r.env, "--no-cache", "--pull")
+}
+
+// bakeAndPrune bakes, removes everything from the daemon and bakes again with
+// the same secret, with what is in the cache.
+func bakeAndPrune(ctx context.Context, p *Project, b *Builder, r run) error {
+	file := p.path("docker-bake.hcl")
+	if err := b.Bake(ctx, file, r.env); err != nil {
+		return err
+	}
+	if _, err := b.Output(ctx, p.dir, nil, "prune", "--all", "--force"); err != nil {
+		return err
+	}
+	return b.Bake(ctx, file, r.env)
+}
+
+// bakeOutputs bakes targets with an output of every kind and looks at them.
+func bakeOutputs(ctx context.Context, p *Project, b *Builder, r run) error {
+	// older ones do not make the folder of a file
+	if err := os.MkdirAll(p.path("out"), 0o700); err != nil {
+		return errors.WithStack(err)
+	}
+	if err := b.Bake(ctx, p.path("docker-bake.hcl"), r.env, "--no-cache"); err != nil {
+		return err
+	}
+	const predicate = "https://slsa.dev/provenance/"
+	for _, f := range []struct {
+		name, contains string
+	}{
+		{"out/local/linux_amd64/child", "/run/secrets/token"},
+		{"out/local/linux_arm64/child", "/run/secrets/token"},
+		{"out/local/linux_amd64/provenance.json", predicate},
+		{"out/oci.tar", predicate},
+		{"out/docker.tar", "manifest.json"},
+	} {
+		dt, err := os.ReadFile(p.path(f.name))
+		if err != nil {
+			return errors.WithStack(err)
+		}
+		if !bytes.Contains(dt, []byte(f.contains)) {
+			return errors.Errorf("%s does not contain %s", f.name, f.contains)
+		}
+		if bytes.Contains(dt, []byte(r.values["TOKEN"])) {
+			return errors.Errorf("%s contains the secret", f.name)
+		}
+	}
+	for _, image := range []string{"image", "registry"} {
+		dt, err := p.registry.manifest(ctx, image)
+		if err != nil {
+			return err
+		}
+		if !bytes.Contains(dt, []byte("attestation-manifest")) {
+			return errors.Errorf("%s has no attestations: %s", image, dt)
+		}
+	}
+	return errors.WithStack(os.RemoveAll(p.path("out")))
+}
+
+// manifest returns the manifest or index of an image with tag latest, from a
+// registry that is open to anybody.
+func (r *Registry) manifest(ctx context.Context, image string) ([]byte, error) {
+	url := "http://" + r.Host + "/v2/" + image + "/manifests/latest"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	req.Header.Set("Accept", "application/vnd.oci.image.index.v1+json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer resp.Body.Close()
+	dt, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.Errorf("%s: %s", url, resp.Status)
+	}
+	return dt, errors.WithStack(err)
+}
+
+// buildWithContexts builds an OCI layout, and an image with the layout and a
+// private repository as contexts.
+func buildWithContexts(ctx context.Context, p *Project, b *Builder, r run) error {
+	for _, name := range []string{"base.Dockerfile", "child.Dockerfile"} {
+		if err := p.writeFile("buildcontext/"+name, name); err != nil {
+			return err
+		}
+	}
+	defer os.RemoveAll(p.path("layout"))
+	build := func(dockerfile string, args ...string) error {
+		_, err := b.Output(ctx, p.dir, r.env, append([]string{"build", "--progress", "plain", "--no-cache", "--file", dockerfile, "."}, args...)...)
+		return err
+	}
+	if err := build("base.Dockerfile", "--secret", "id=token,env=TOKEN", "--output", "type=oci,tar=false,dest=layout,name=base:latest"); err != nil {
+		return err
+	}
+	return build("child.Dockerfile", "--secret", "id=GIT_AUTH_TOKEN,env=GIT_TOKEN", "--output", "type=cacheonly",
+		"--build-context", "repo="+p.git.URL+"#main", "--build-context", "base=oci-layout://layout:latest", "--build-arg", "TOKEN_SHA256")
+}
+
+// ComposeBinary returns the path of an unmodified docker compose. It is built
+// when it is used for the first time, and kept in the cache folder of the user.
+func ComposeBinary(ctx context.Context) (string, error) {
+	return tool{
+		name:    "docker-compose",
+		module:  "github.com/docker/compose/v5",
+		version: "v5.3.1",
+		sum:     "h1:rZiPwrtg1dBmVGcHiioLtzCS+TcvZq81zl0zs2BwtbE=",
+		pkg:     "./cmd",
+		ldflags: "-X github.com/docker/compose/v5/internal.Version=v5.3.1",
+	}.install(ctx)
+}
+
+// startCompose starts a Docker engine, which compose wants to talk to.
+func startCompose(ctx context.Context, p *Project) (err error) {
+	if p.compose, err = ComposeBinary(ctx); err != nil {
+		return err
+	}
+	if err := FetchDocker(ctx); err != nil {
+		return err
+	}
+	engine, err := StartDocker(ctx)
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, engine)
+	p.env = append(p.env, "DOCKER_HOST="+engine.Host)
+	return p.writeFile("compose.yaml", "compose.yaml")
+}
+
+// composeBuild builds with the builder of buildx, which is a plugin for compose.
+func composeBuild(ctx context.Context, p *Project, b *Builder, r run) error {
+	plugins := filepath.Join(b.Config, "cli-plugins")
+	if err := os.MkdirAll(plugins, 0o700); err != nil {
+		return errors.WithStack(err)
+	}
+	if err := os.Symlink(b.buildx, filepath.Join(plugins, "docker-buildx")); err != nil && !os.IsExist(err) {
+		return errors.WithStack(err)
+	}
+	cmd := command(ctx, p.compose, "--progress", "plain", "build", "--no-cache")
+	cmd.Dir = p.dir
+	cmd.Env = append(b.Command(ctx).Env, r.env...)
+	cmd.Env = append(cmd.Env, "BUILDX_BUILDER="+builderName)
+	_, err := output(cmd)
+	return err
+}
