@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -82,10 +83,11 @@ type demo struct {
 	flavors  []testbed.Flavor
 	cells    map[cell]*figures
 	done     func(testbed.Loop) error // called after each loop, if set
+	together bool                     // instead of in turns
 }
 
-// run fills the table. Both daemons take turns, so that whatever else the
-// machine does meets both.
+// run fills the table. Both daemons take turns unless they run together, so that
+// whatever else the machine does meets both.
 func (d *demo) run(ctx context.Context) (retErr error) {
 	daemons := map[testbed.Flavor]*testbed.Daemon{}
 	for _, flavor := range d.flavors {
@@ -143,20 +145,28 @@ func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, 
 		builders[flavor] = b
 		d.cells[cell{p.Name, version, flavor}] = &figures{}
 	}
+	once := func(flavor testbed.Flavor) {
+		f := d.cells[cell{p.Name, version, flavor}]
+		start := time.Now()
+		if err := p.Run(ctx, builders[flavor]); err != nil {
+			f.lastErr = err
+			return
+		}
+		f.passed++
+		f.times = append(f.times, time.Since(start))
+	}
 	for i := range d.runs {
+		var wg sync.WaitGroup
 		for _, flavor := range d.flavors {
-			f := d.cells[cell{p.Name, version, flavor}]
-			start := time.Now()
-			err := p.Run(ctx, builders[flavor])
-			if ctx.Err() != nil {
-				return errors.WithStack(context.Cause(ctx))
+			if d.together {
+				wg.Go(func() { once(flavor) })
+			} else {
+				once(flavor)
 			}
-			if err != nil {
-				f.lastErr = err
-				continue
-			}
-			f.passed++
-			f.times = append(f.times, time.Since(start))
+		}
+		wg.Wait()
+		if ctx.Err() != nil {
+			return errors.WithStack(context.Cause(ctx))
 		}
 		var line []string
 		for _, flavor := range d.flavors {

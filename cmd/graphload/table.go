@@ -45,7 +45,7 @@ type tableRow struct {
 // lost when it is interrupted. It fails when something failed on the daemon that
 // must not fail.
 func (t *table) fill(ctx context.Context, opt assemble.Options, path string) error {
-	d := &demo{runs: t.runs, loops: testbed.Matrix, versions: t.versions, flavors: testbed.Flavors, cells: map[cell]*figures{}}
+	d := &demo{runs: t.runs, loops: testbed.Matrix, versions: t.versions, flavors: testbed.Flavors, cells: map[cell]*figures{}, together: true}
 	d.done = func(loop testbed.Loop) error {
 		for _, v := range t.versions {
 			if !loop.RunsWith(v) {

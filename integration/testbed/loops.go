@@ -48,6 +48,7 @@ type Loop struct {
 type run struct {
 	values map[string]string // of secrets
 	env    []string          // with the secrets
+	out    string            // folder for what comes out, OUT in the environment
 }
 
 // Loops are the bakes of the demo.
@@ -258,7 +259,13 @@ func (p *Project) writeFile(src, name string) error {
 func (p *Project) Run(ctx context.Context, b *Builder) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, runTimeout, errors.Errorf("not done within %s", runTimeout))
 	defer cancel()
-	r := run{values: map[string]string{}, env: slices.Clone(p.env)}
+	// two daemons may run it at the same time
+	out, err := os.MkdirTemp(p.dir, "out-")
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer os.RemoveAll(out)
+	r := run{values: map[string]string{}, env: slices.Concat(p.env, []string{"OUT=" + filepath.Base(out)}), out: out}
 	for _, name := range p.secrets {
 		value := rand.Text()
 		sum := sha256.Sum256([]byte(value))

@@ -95,10 +95,6 @@ func bakeAndPrune(ctx context.Context, p *Project, b *Builder, r run) error {
 
 // bakeOutputs bakes targets with an output of every kind and looks at them.
 func bakeOutputs(ctx context.Context, p *Project, b *Builder, r run) error {
-	// older ones do not make the folder of a file
-	if err := os.MkdirAll(p.path("out"), 0o700); err != nil {
-		return errors.WithStack(err)
-	}
 	if err := b.Bake(ctx, p.path("docker-bake.hcl"), r.env, "--no-cache"); err != nil {
 		return err
 	}
@@ -106,13 +102,13 @@ func bakeOutputs(ctx context.Context, p *Project, b *Builder, r run) error {
 	for _, f := range []struct {
 		name, contains string
 	}{
-		{"out/local/linux_amd64/child", "/run/secrets/token"},
-		{"out/local/linux_arm64/child", "/run/secrets/token"},
-		{"out/local/linux_amd64/provenance.json", predicate},
-		{"out/oci.tar", predicate},
-		{"out/docker.tar", "manifest.json"},
+		{"local/linux_amd64/child", "/run/secrets/token"},
+		{"local/linux_arm64/child", "/run/secrets/token"},
+		{"local/linux_amd64/provenance.json", predicate},
+		{"oci.tar", predicate},
+		{"docker.tar", "manifest.json"},
 	} {
-		dt, err := os.ReadFile(p.path(f.name))
+		dt, err := os.ReadFile(filepath.Join(r.out, f.name))
 		if err != nil {
 			return errors.WithStack(err)
 		}
@@ -132,7 +128,7 @@ func bakeOutputs(ctx context.Context, p *Project, b *Builder, r run) error {
 			return errors.Errorf("%s has no attestations: %s", image, dt)
 		}
 	}
-	return errors.WithStack(os.RemoveAll(p.path("out")))
+	return nil
 }
 
 // manifest returns the manifest or index of an image with tag latest, from a
@@ -164,16 +160,16 @@ func buildWithContexts(ctx context.Context, p *Project, b *Builder, r run) error
 			return err
 		}
 	}
-	defer os.RemoveAll(p.path("layout"))
+	layout := filepath.Base(r.out) + "/layout"
 	build := func(dockerfile string, args ...string) error {
 		_, err := b.Output(ctx, p.dir, r.env, append([]string{"build", "--progress", "plain", "--no-cache", "--file", dockerfile, "."}, args...)...)
 		return err
 	}
-	if err := build("base.Dockerfile", "--secret", "id=token,env=TOKEN", "--output", "type=oci,tar=false,dest=layout,name=base:latest"); err != nil {
+	if err := build("base.Dockerfile", "--secret", "id=token,env=TOKEN", "--output", "type=oci,tar=false,name=base:latest,dest="+layout); err != nil {
 		return err
 	}
 	return build("child.Dockerfile", "--secret", "id=GIT_AUTH_TOKEN,env=GIT_TOKEN", "--output", "type=cacheonly",
-		"--build-context", "repo="+p.git.URL+"#main", "--build-context", "base=oci-layout://layout:latest", "--build-arg", "TOKEN_SHA256")
+		"--build-context", "repo="+p.git.URL+"#main", "--build-context", "base=oci-layout://"+layout+":latest", "--build-arg", "TOKEN_SHA256")
 }
 
 // ComposeBinary returns the path of an unmodified docker compose. It is built

@@ -4,6 +4,7 @@
 
 variable "TOKEN" {}
 variable "REGISTRY" {}
+variable "OUT" {}
 
 group "default" {
   targets = ["image", "registry", "oci", "local", "docker"]
@@ -32,19 +33,19 @@ target "registry" {
 
 target "oci" {
   inherits = ["chained"]
-  output   = ["type=oci,dest=out/oci.tar"]
+  output   = ["type=oci,dest=${OUT}/oci.tar"]
 }
 
 target "local" {
   inherits = ["chained"]
-  output   = ["type=local,dest=out/local"]
+  output   = ["type=local,dest=${OUT}/local"]
 }
 
 target "docker" {
   inherits  = ["chained"]
   platforms = ["linux/amd64"]
   attest    = ["type=provenance,disabled=true", "type=sbom,disabled=true"]
-  output    = ["type=docker,dest=out/docker.tar"]
+  output    = ["type=docker,dest=${OUT}/docker.tar"]
 }
 
 target "base" {
