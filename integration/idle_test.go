@@ -1,7 +1,10 @@
 package integration
 
 import (
+	"bytes"
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +14,7 @@ import (
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 )
 
 // usage is what builds must give back when they end.
@@ -19,6 +23,7 @@ type usage struct {
 	sessions   int
 	heap       float64 // bytes in use after a garbage collection
 	records    int     // of the build cache
+	leases     int     // of the worker
 }
 
 // measure collects garbage and returns what the daemon uses now.
@@ -41,7 +46,51 @@ func measure(ctx context.Context, d *testbed.Daemon, c *client.Client) (u usage,
 		return u, errors.WithStack(err)
 	}
 	u.records = len(records)
-	return u, nil
+	u.leases, err = countLeases(filepath.Join(d.Root, "runc-overlayfs", "containerdmeta.db"))
+	return u, err
+}
+
+// countLeases reads a copy of the database of a worker: the daemon has locked
+// the file itself. What was being written then makes it fail, or is missing.
+func countLeases(path string) (n int, err error) {
+	dt, err := os.ReadFile(path)
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+	f, err := os.CreateTemp("", "graphload-leases-")
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(dt)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+	db, err := bolt.Open(f.Name(), 0o600, &bolt.Options{ReadOnly: true})
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+	defer db.Close()
+	err = db.View(func(tx *bolt.Tx) error {
+		// of containerd's metadata: version, namespace, kind of object
+		version := tx.Bucket([]byte("v1"))
+		if version == nil {
+			return errors.Errorf("%s is not metadata of containerd", path)
+		}
+		return version.ForEachBucket(func(namespace []byte) error {
+			if bytes.HasSuffix(namespace, []byte("_history")) {
+				return nil // of builds that have ended
+			}
+			if leases := version.Bucket(namespace).Bucket([]byte("leases")); leases != nil {
+				return leases.ForEachBucket(func([]byte) error { n++; return nil })
+			}
+			return nil
+		})
+	})
+	return n, errors.WithStack(err)
 }
 
 // requireIdle waits until the daemon uses no more than before. What is freed
@@ -58,6 +107,7 @@ func requireIdle(t *testing.T, d *testbed.Daemon, c *client.Client, before usage
 		require.LessOrEqual(ct, now.sessions, before.sessions, "sessions")
 		require.LessOrEqual(ct, now.heap, before.heap*1.25+(4<<20), "heap")
 		require.LessOrEqual(ct, now.records, before.records, "records of the build cache")
+		require.LessOrEqual(ct, now.leases, before.leases, "leases")
 	}, time.Minute, 500*time.Millisecond)
 	t.Logf("before %+v, after %+v", before, now)
 }

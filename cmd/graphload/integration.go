@@ -26,6 +26,9 @@ func integrationCommand() *cli.Command {
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: filepath.Join("docs", "compatibility.md"), Usage: "file for the table, next to which one with .json is written"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if err := installContainerPackages(ctx); err != nil {
+				return err
+			}
 			if err := prepareIntegration(ctx, cmd); err != nil {
 				return err
 			}
@@ -39,6 +42,7 @@ func integrationCommand() *cli.Command {
 				return failed
 			}
 			testsErr := goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "./integration/...",
+				"-docker",
 				"-graphs", fmt.Sprint(cmd.Int("graphs")), "-chains", fmt.Sprint(cmd.Int("chains")), "-duration", cmd.Duration("duration").String())
 			return stderrors.Join(failed, testsErr)
 		},

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -21,12 +22,13 @@ import (
 // folder of its own.
 type DaemonOptions struct {
 	Flavor      Flavor
+	Containerd  bool     // worker on a containerd of its own, see FetchDocker
 	Root        string   // of the daemon, a temporary one by default
 	Snapshotter string   // overlayfs by default
 	Args        []string // added to the command line
 	Env         []string // added to the environment
-	Config      string   // content of buildkitd.toml, without the table worker.oci
-	OCIConfig   string   // content of the table worker.oci
+	Config      string   // content of buildkitd.toml, without the table of the worker
+	OCIConfig   string   // content of the table of the worker
 	Quiet       bool     // without debug messages in the log
 }
 
@@ -39,9 +41,10 @@ type Daemon struct {
 	Root      string
 	LogPath   string
 
-	process *process
-	cgroup  *cgroup
-	dir     string
+	process    *process
+	containerd *containerd
+	cgroup     *cgroup
+	dir        string
 }
 
 // startTimeout is how long a daemon may take until it listens.
@@ -75,8 +78,18 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 			d.Close()
 		}
 	}()
+	if opt.Snapshotter == "" {
+		opt.Snapshotter = "overlayfs"
+	}
+	worker, other := "oci", "containerd"
+	if opt.Containerd {
+		worker, other = other, worker
+		if d.containerd, err = startContainerd(ctx, filepath.Join(dir, "containerd")); err != nil {
+			return nil, err
+		}
+	}
 	config := filepath.Join(dir, "buildkitd.toml")
-	content := opt.Config + "\n[worker.oci]\ngc = false\ndefaultCgroupParent = \"" + d.cgroup.name + "\"\n" + opt.OCIConfig + "\n"
+	content := opt.Config + "\n[worker." + worker + "]\ngc = false\ndefaultCgroupParent = \"" + d.cgroup.name + "\"\n" + opt.OCIConfig + "\n"
 	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
 		return nil, errors.WithStack(err)
 	}
@@ -95,20 +108,26 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 	}
 	defer ready.Close()
 
-	if opt.Snapshotter == "" {
-		opt.Snapshotter = "overlayfs"
-	}
-	cmd := exec.Command(bin, slices.Concat([]string{ //nolint:noctx // ended by Close
+	args := slices.Concat([]string{
 		"--config", config, "--root", d.Root, "--addr", d.Addr,
 		"--debugaddr", "unix://" + d.DebugAddr, "--otel-socket-path", filepath.Join(dir, "otel.sock"),
-		"--containerd-worker=false", "--oci-worker=true", "--oci-worker-net=host",
-		"--oci-worker-snapshotter=" + opt.Snapshotter, "--cdi-disabled=true", fmt.Sprintf("--debug=%t", !opt.Quiet),
-	}, opt.Args)...)
+		fmt.Sprintf("--%s-worker=false", other), fmt.Sprintf("--%s-worker=true", worker), fmt.Sprintf("--%s-worker-net=host", worker),
+		fmt.Sprintf("--%s-worker-snapshotter=%s", worker, opt.Snapshotter), "--cdi-disabled=true", fmt.Sprintf("--debug=%t", !opt.Quiet),
+	}, opt.Args)
+	if d.containerd != nil {
+		// it mounts what containerd has to find
+		args = slices.Concat([]string{"--target", strconv.Itoa(d.containerd.process.cmd.Process.Pid), "--mount", bin}, args,
+			[]string{"--containerd-worker-addr", d.containerd.socket})
+		bin = "nsenter"
+	}
+	cmd := exec.Command(bin, args...) //nolint:noctx // ended by Close
 	cmd.Env = slices.Concat(os.Environ(), []string{"TMPDIR=" + tmp, "NOTIFY_SOCKET=" + ready.path}, opt.Env)
 	cmd.Stdout, cmd.Stderr = log, log
-	// with a mount namespace of its own, its mounts end with it even when it is
-	// killed
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if d.containerd == nil {
+		// with a mount namespace of its own, its mounts end with it even when it
+		// is killed
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	}
 	if d.process, err = start(cmd); err != nil {
 		return nil, err
 	}
@@ -172,6 +191,11 @@ func (d *Daemon) Stop() error {
 	var err error
 	if d.process != nil {
 		err = d.process.stop()
+	}
+	if d.containerd != nil {
+		if stopErr := d.containerd.process.stop(); err == nil {
+			err = stopErr
+		}
 	}
 	if cgroupErr := d.cgroup.remove(); err == nil {
 		err = cgroupErr

@@ -70,6 +70,15 @@ func FetchDocker(ctx context.Context) error {
 	return errors.WithStack(os.Rename(temp, dir))
 }
 
+// dockerEnv is the environment of what is in dockerDir.
+func dockerEnv(dir string) []string {
+	triplet := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}[runtime.GOARCH]
+	return []string{
+		"PATH=" + strings.Join([]string{filepath.Join(dir, "usr/sbin"), filepath.Join(dir, "usr/bin"), filepath.Join(dir, "sbin"), os.Getenv("PATH")}, ":"),
+		"LD_LIBRARY_PATH=" + strings.Join([]string{filepath.Join(dir, "usr/lib", triplet), filepath.Join(dir, "lib", triplet)}, ":"),
+	}
+}
+
 // Docker is a running Docker engine. It has no network of its own: containers
 // use the one of the host.
 type Docker struct {
@@ -106,12 +115,7 @@ func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
 			d.Close()
 		}
 	}()
-	triplet := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}[runtime.GOARCH]
-	d.env = []string{
-		"PATH=" + strings.Join([]string{filepath.Join(bin, "usr/sbin"), filepath.Join(bin, "usr/bin"), filepath.Join(bin, "sbin"), os.Getenv("PATH")}, ":"),
-		"LD_LIBRARY_PATH=" + strings.Join([]string{filepath.Join(bin, "usr/lib", triplet), filepath.Join(bin, "lib", triplet)}, ":"),
-		"HOME=" + dir, "TMPDIR=" + dir, "DOCKER_HOST=" + d.Host, "DOCKER_CONFIG=" + filepath.Join(dir, "config"),
-	}
+	d.env = append(dockerEnv(bin), "HOME="+dir, "TMPDIR="+dir, "DOCKER_HOST="+d.Host, "DOCKER_CONFIG="+filepath.Join(dir, "config"))
 	fit := filepath.Join(dir, "fitruntime")
 	if _, err := output(command(ctx, "go", "build", "-buildvcs=false", "-o", fit, "github.com/graphload/graphload/integration/testbed/fitruntime")); err != nil {
 		return nil, err
