@@ -44,19 +44,52 @@ func TestQuietBuilds(t *testing.T) {
 		{name: "platforms", dockerfile: rootfs + "ARG TARGETARCH\nRUN echo $TARGETARCH > /arch\n", attrs: map[string]string{"platform": "linux/amd64,linux/arm64"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			dir := t.TempDir()
-			require.NoError(t, testbed.WriteRootfs(filepath.Join(dir, "rootfs")))
-			require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(tc.dockerfile), 0o600))
-			results := map[testbed.Flavor]ordinaryBuild{}
-			for _, flavor := range testbed.Flavors {
-				d := newDaemon(t, testbed.DaemonOptions{Flavor: flavor})
-				results[flavor] = buildOrdinary(t, newClient(t, d), dir, tc.attrs)
-			}
-			require.NotEmpty(t, results[testbed.Upstream].Image)
-			require.NotEmpty(t, results[testbed.Upstream].Provenance)
-			require.Equal(t, results[testbed.Upstream], results[testbed.Graphload])
+			requireQuiet(t, tc.dockerfile, tc.attrs)
 		})
 	}
+	t.Run("frontend in an image", func(t *testing.T) {
+		if !*dockerTests {
+			t.Skip("takes long: run make integration")
+		}
+		registry, err := testbed.StartRegistry(t.Context(), testbed.RegistryOptions{})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, registry.Close()) })
+		image := registry.Host + "/dockerfile:latest"
+		pushFrontend(t, image)
+		requireQuiet(t, "# syntax="+image+"\n"+rootfs+"ARG TARGETARCH\nRUN echo $TARGETARCH > /arch\n", map[string]string{"platform": "linux/amd64,linux/arm64"})
+	})
+}
+
+// requireQuiet builds a Dockerfile on both daemons and compares all that can be
+// seen of it.
+func requireQuiet(t *testing.T, dockerfile string, attrs map[string]string) {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, testbed.WriteRootfs(filepath.Join(dir, "rootfs")))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600))
+	results := map[testbed.Flavor]ordinaryBuild{}
+	for _, flavor := range testbed.Flavors {
+		d := newDaemon(t, testbed.DaemonOptions{Flavor: flavor})
+		results[flavor] = buildOrdinary(t, newClient(t, d), dir, attrs)
+	}
+	require.NotEmpty(t, results[testbed.Upstream].Image)
+	require.NotEmpty(t, results[testbed.Upstream].Provenance)
+	require.Equal(t, results[testbed.Upstream], results[testbed.Graphload])
+}
+
+// pushFrontend pushes an image with the Dockerfile frontend.
+func pushFrontend(t *testing.T, image string) {
+	t.Helper()
+	bin, err := testbed.DockerfileFrontend(t.Context())
+	require.NoError(t, err)
+	dir := t.TempDir()
+	dt, err := os.ReadFile(bin)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "frontend"), dt, 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY frontend /frontend\nENTRYPOINT [\"/frontend\"]\n"), 0o600))
+	b := newBuilder(t, newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Upstream}))
+	_, err = b.Output(t.Context(), dir, nil, "build", "--provenance", "false", "--output", "type=registry,name="+image, ".")
+	require.NoError(t, err)
 }
 
 func buildOrdinary(t *testing.T, c *client.Client, dir string, attrs map[string]string) (out ordinaryBuild) {

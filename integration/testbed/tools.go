@@ -58,6 +58,19 @@ func Buildx(ctx context.Context, version string) (string, error) {
 	}.install(ctx)
 }
 
+// DockerfileFrontend returns the path of BuildKit's Dockerfile frontend, as it is
+// in an image for gateway.v0. It is built when it is used for the first time, and
+// kept in the cache folder of the user.
+func DockerfileFrontend(ctx context.Context) (string, error) {
+	return tool{
+		name:    "dockerfile-frontend",
+		module:  "github.com/moby/buildkit",
+		version: "v0.34.2",
+		sum:     "h1:fXgOe79JW5zJNDumRtwTemOklLX66otQokObUXuiGJo=",
+		pkg:     "./frontend/dockerfile/cmd/dockerfile-frontend",
+	}.install(ctx)
+}
+
 // install builds the tool in the folder of its module: go install refuses
 // modules with exclude and replace directives, which are for the main module.
 func (t tool) install(ctx context.Context) (_ string, retErr error) {
