@@ -259,13 +259,13 @@ func (p *Project) writeFile(src, name string) error {
 func (p *Project) Run(ctx context.Context, b *Builder) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, runTimeout, errors.Errorf("not done within %s", runTimeout))
 	defer cancel()
-	// two daemons may run it at the same time
-	out, err := os.MkdirTemp(p.dir, "out-")
+	// two daemons may run it at the same time, and the project is what they read
+	out, err := os.MkdirTemp("", "graphload-out-")
 	if err != nil {
 		return errors.WithStack(err)
 	}
 	defer os.RemoveAll(out)
-	r := run{values: map[string]string{}, env: slices.Concat(p.env, []string{"OUT=" + filepath.Base(out)}), out: out}
+	r := run{values: map[string]string{}, env: slices.Concat(p.env, []string{"OUT=" + out}), out: out}
 	for _, name := range p.secrets {
 		value := rand.Text()
 		sum := sha256.Sum256([]byte(value))

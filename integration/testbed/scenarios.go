@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/pkg/errors"
 )
@@ -160,7 +161,7 @@ func buildWithContexts(ctx context.Context, p *Project, b *Builder, r run) error
 			return err
 		}
 	}
-	layout := filepath.Base(r.out) + "/layout"
+	layout := filepath.Join(r.out, "layout")
 	build := func(dockerfile string, args ...string) error {
 		_, err := b.Output(ctx, p.dir, r.env, append([]string{"build", "--progress", "plain", "--no-cache", "--file", dockerfile, "."}, args...)...)
 		return err
@@ -213,8 +214,7 @@ func composeBuild(ctx context.Context, p *Project, b *Builder, r run) error {
 	}
 	cmd := command(ctx, p.compose, "--progress", "plain", "build", "--no-cache")
 	cmd.Dir = p.dir
-	cmd.Env = append(b.Command(ctx).Env, r.env...)
-	cmd.Env = append(cmd.Env, "BUILDX_BUILDER="+builderName)
+	cmd.Env = slices.Concat(b.Command(ctx).Env, r.env, []string{"BUILDX_BUILDER=" + builderName})
 	_, err := output(cmd)
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 )
 
@@ -46,7 +47,7 @@ func FuzzLazySolve(f *testing.F) {
 		res, err := br.Solve(t.Context(), req, "")
 		require.Equal(t, errorText(wantSolve), errorText(err), "a lazy solve fails when upstream's does")
 		if err == nil && res.Ref != nil && wantLoad != nil {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Second, errors.New("it hangs"))
 			defer cancel()
 			_, err := res.Ref.Result(ctx)
 			// upstream looks at ops in the order of a map: with two mistakes in
