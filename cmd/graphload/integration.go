@@ -18,6 +18,7 @@ func integrationCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each bake with each buildx on each daemon"},
 			&cli.StringSliceFlag{Name: "buildx", Value: testbed.BuildxVersions(), Usage: "versions of buildx"},
+			&cli.StringSliceFlag{Name: "loop", Usage: "only these loops, by name; the other rows of the table stay as they are"},
 			&cli.IntFlag{Name: "graphs", Value: 300, Usage: "random graphs"},
 			&cli.IntFlag{Name: "chains", Value: 200, Usage: "chains that are built at once"},
 			&cli.DurationFlag{Name: "duration", Value: time.Minute, Usage: "how long many clients build random graphs"},
@@ -36,9 +37,9 @@ func integrationCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			t := &table{version: opt.Version, date: time.Now(), runs: cmd.Int("runs"), versions: cmd.StringSlice("buildx")}
+			t := &table{version: opt.Version, date: time.Now(), runs: cmd.Int("runs"), versions: cmd.StringSlice("buildx"), loops: cmd.StringSlice("loop")}
 			failed := t.fill(ctx, opt, cmd.String("output"))
-			if cmd.Bool("table-only") || ctx.Err() != nil {
+			if cmd.Bool("table-only") || len(t.loops) > 0 || ctx.Err() != nil {
 				return failed
 			}
 			testsErr := goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "./integration/...",

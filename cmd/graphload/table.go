@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/pkg/errors"
+	"golang.org/x/mod/semver"
 )
 
 // clientTests are the tests of a Go client in which the test decides the order
@@ -30,7 +32,15 @@ type table struct {
 	date     time.Time
 	runs     int
 	versions []string // of buildx
+	loops    []string // only these, all of them and the Go client for none
 	rows     []tableRow
+}
+
+// tableFile is the table as JSON.
+type tableFile struct {
+	Date     string     `json:"date"`
+	Upstream string     `json:"upstream"`
+	Rows     []tableRow `json:"rows"`
 }
 
 // tableRow is one scenario with one client.
@@ -45,7 +55,17 @@ type tableRow struct {
 // lost when it is interrupted. It fails when something failed on the daemon that
 // must not fail.
 func (t *table) fill(ctx context.Context, opt assemble.Options, path string) error {
-	d := &demo{runs: t.runs, loops: testbed.Matrix, versions: t.versions, flavors: testbed.Flavors, cells: map[cell]*figures{}, together: true}
+	loops := testbed.Matrix
+	if len(t.loops) > 0 {
+		var err error
+		if loops, err = testbed.FindLoops(t.loops); err != nil {
+			return err
+		}
+		if err := t.read(path); err != nil {
+			return err
+		}
+	}
+	d := &demo{runs: t.runs, loops: loops, versions: t.versions, flavors: testbed.Flavors, cells: map[cell]*figures{}, together: true}
 	d.done = func(loop testbed.Loop) error {
 		for _, v := range t.versions {
 			if !loop.RunsWith(v) {
@@ -55,7 +75,7 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 			for _, flavor := range d.flavors {
 				row.Passed[flavor] = d.cells[cell{loop.Name, v, flavor}].passed
 			}
-			t.rows = append(t.rows, row)
+			t.set(row)
 		}
 		return t.write(path)
 	}
@@ -63,6 +83,9 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 		return err
 	}
 	failed := []error{d.report()}
+	if len(t.loops) > 0 {
+		return failed[0]
+	}
 
 	passed := map[string]map[testbed.Flavor]int{}
 	var names []string // in the order in which they ran
@@ -82,7 +105,7 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 		}
 	}
 	for _, name := range names {
-		t.rows = append(t.rows, tableRow{Scenario: name, Client: goClient, Runs: t.runs, Passed: passed[name]})
+		t.set(tableRow{Scenario: name, Client: goClient, Runs: t.runs, Passed: passed[name]})
 		if n := passed[name][testbed.Graphload]; n < t.runs {
 			failed = append(failed, errors.Errorf("%s passed %d of %d", name, n, t.runs))
 		}
@@ -148,13 +171,47 @@ func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, runs
 	return nil
 }
 
-// write writes the table as Markdown, and as JSON next to it.
-func (t *table) write(path string) error {
-	dt, err := json.MarshalIndent(map[string]any{"date": t.date.Format(time.DateOnly), "upstream": t.version, "rows": t.rows}, "", "  ")
+// set adds a row, or replaces it.
+func (t *table) set(row tableRow) {
+	for i, r := range t.rows {
+		if r.Scenario == row.Scenario && r.Client == row.Client {
+			t.rows[i] = row
+			return
+		}
+	}
+	t.rows = append(t.rows, row)
+}
+
+func jsonPath(path string) string {
+	return strings.TrimSuffix(path, filepath.Ext(path)) + ".json"
+}
+
+// read takes over the rows of a table of the same release with as many runs.
+func (t *table) read(path string) error {
+	dt, err := os.ReadFile(jsonPath(path))
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	if err := writeFile(strings.TrimSuffix(path, filepath.Ext(path))+".json", append(dt, '\n')); err != nil {
+	var f tableFile
+	if err := json.Unmarshal(dt, &f); err != nil {
+		return errors.Wrap(err, jsonPath(path))
+	}
+	for _, row := range f.Rows {
+		if f.Upstream != t.version || row.Runs != t.runs {
+			return errors.Errorf("%s has %d runs with BuildKit %s, not %d with %s: run all loops", jsonPath(path), row.Runs, f.Upstream, t.runs, t.version)
+		}
+	}
+	t.rows = f.Rows
+	return nil
+}
+
+// write writes the table as Markdown, and as JSON next to it.
+func (t *table) write(path string) error {
+	dt, err := json.MarshalIndent(tableFile{t.date.Format(time.DateOnly), t.version, t.rows}, "", "  ")
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	if err := writeFile(jsonPath(path), append(dt, '\n')); err != nil {
 		return err
 	}
 	return writeFile(path, []byte(t.markdown()))
@@ -171,7 +228,7 @@ that passed, on upstream's daemon → on this one. Written by
 `, t.version, t.date.Format(time.DateOnly), t.runs, "`graphload integration`")
 
 	byScenario := map[string]map[string]tableRow{}
-	var bakes, tests []string
+	var bakes, tests, versions []string
 	for _, row := range t.rows {
 		if byScenario[row.Scenario] == nil {
 			byScenario[row.Scenario] = map[string]tableRow{}
@@ -182,14 +239,18 @@ that passed, on upstream's daemon → on this one. Written by
 			}
 		}
 		byScenario[row.Scenario][row.Client] = row
+		if v, ok := strings.CutPrefix(row.Client, "buildx "); ok && !slices.Contains(versions, v) {
+			versions = append(versions, v)
+		}
 	}
+	slices.SortFunc(versions, semver.Compare)
 	text := func(row tableRow) string {
 		return fmt.Sprintf("%d → %d", row.Passed[testbed.Upstream], row.Passed[testbed.Graphload])
 	}
-	fmt.Fprintf(&sb, "\n## buildx\n\n| scenario | %s |\n|---|%s\n", strings.Join(t.versions, " | "), strings.Repeat("---|", len(t.versions)))
+	fmt.Fprintf(&sb, "\n## buildx\n\n| scenario | %s |\n|---|%s\n", strings.Join(versions, " | "), strings.Repeat("---|", len(versions)))
 	for _, scenario := range bakes {
 		fmt.Fprintf(&sb, "| %s |", scenario)
-		for _, v := range t.versions {
+		for _, v := range versions {
 			cell := "–"
 			if row, ok := byScenario[scenario]["buildx "+v]; ok {
 				cell = text(row)

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/graphload/graphload/integration/testbed"
+	"github.com/stretchr/testify/require"
+)
+
+func TestTable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "table.md")
+	row := func(client string, upstream, graphload int) tableRow {
+		return tableRow{Scenario: "a chain", Client: client, Runs: 3, Passed: map[testbed.Flavor]int{testbed.Upstream: upstream, testbed.Graphload: graphload}}
+	}
+	tab := &table{version: "v1.2.3", date: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC), runs: 3}
+	tab.set(row("buildx v0.9.0", 1, 2))
+	tab.set(row("buildx v0.10.0", 0, 3))
+	tab.set(tableRow{Scenario: "TestOrders/x", Client: goClient, Runs: 3, Passed: map[testbed.Flavor]int{testbed.Graphload: 3}})
+	require.NoError(t, tab.write(path))
+
+	next := &table{version: "v1.2.3", runs: 3}
+	require.NoError(t, next.read(path))
+	require.Equal(t, tab.rows, next.rows)
+	next.set(row("buildx v0.9.0", 1, 3))
+	require.Len(t, next.rows, 3)
+	md := next.markdown()
+	require.Contains(t, md, "| scenario | v0.9.0 | v0.10.0 |\n|---|---|---|\n| a chain | 1 → 3 | 0 → 3 |\n")
+	require.Contains(t, md, "| TestOrders/x | 0 → 3 |\n")
+
+	other := &table{version: "v1.2.3", runs: 4}
+	require.ErrorContains(t, other.read(path), "has 3 runs with BuildKit v1.2.3, not 4 with v1.2.3: run all loops")
+}
