@@ -90,13 +90,16 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.V
 	if err != nil {
 		return err
 	}
-	cache, err := os.UserCacheDir()
+	tools, err := upstream.CacheDir("tools")
 	if err != nil {
 		return err
 	}
-	cache = filepath.Join(cache, "graphload")
 	archive := sync.OnceValues(func() (*debian.Archive, error) {
-		return debian.Open(ctx, filepath.Join(cache, "debian"), runtime.GOARCH, debian.DefaultMirror)
+		debs, err := upstream.CacheDir("debian")
+		if err != nil {
+			return nil, err
+		}
+		return debian.Open(ctx, debs, runtime.GOARCH, debian.DefaultMirror)
 	})
 	c := &dist.ImageContext{Dir: dir}
 	if err := c.Prepare(ctx, filepath.Join(root, "packaging", "image"), []string{runtime.GOARCH}, func(string) (*debian.Archive, error) { return archive() }); err != nil {
@@ -108,7 +111,7 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.V
 	}
 	b := &dist.Builder{Arch: runtime.GOARCH, Dir: c.BinDir(runtime.GOARCH), Work: dir, Archive: a}
 	for _, component := range dist.Components {
-		if err := b.CachedComponent(ctx, component, filepath.Join(cache, "tools")); err != nil {
+		if err := b.CachedComponent(ctx, component, tools); err != nil {
 			return err
 		}
 	}
@@ -196,19 +199,7 @@ func TestDockerContainer(t *testing.T) {
 	d := newDocker(t, dist.Rootful, testbed.Graphload)
 	for _, version := range containerBuildx {
 		b := newContainerBuilder(t, d, version, testbed.Graphload)
-		for _, loop := range testbed.Loops {
-			t.Run(version+"/"+loop.Name, func(t *testing.T) {
-				p, err := testbed.NewProject(t.Context(), loop)
-				require.NoError(t, err)
-				defer func() { require.NoError(t, p.Close()) }()
-				passed := 0
-				for range *containerRuns {
-					require.NoError(t, p.Run(t.Context(), b))
-					passed++
-				}
-				t.Logf("%s with buildx %s: %d/%d", loop.Name, version, passed, *containerRuns)
-			})
-		}
+		runLoops(t, b, *containerRuns)
 		require.NoError(t, b.Close())
 	}
 }

@@ -106,7 +106,7 @@ func newDistribution(ctx context.Context, opt assemble.Options, dir, snapshot st
 	if d.dir, err = filepath.Abs(dir); err != nil {
 		return nil, errors.WithStack(err)
 	}
-	if d.debs, err = debianCache(); err != nil {
+	if d.debs, err = upstream.CacheDir("debian"); err != nil {
 		return nil, err
 	}
 	if d.revision, err = revision(ctx, opt.Root); err != nil {
@@ -117,11 +117,6 @@ func newDistribution(ctx context.Context, opt assemble.Options, dir, snapshot st
 	}
 	d.epoch, err = sourceDateEpoch(ctx, opt.Root)
 	return d, err
-}
-
-func debianCache() (string, error) {
-	cache, err := os.UserCacheDir()
-	return filepath.Join(cache, "graphload", "debian"), errors.WithStack(err)
 }
 
 // sourceDateEpoch is the time that all files of a release have: what

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -27,11 +28,10 @@ func lintCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			cache, err := os.UserCacheDir()
+			bin, err := upstream.CacheDir("tools")
 			if err != nil {
-				return errors.WithStack(err)
+				return err
 			}
-			bin := filepath.Join(cache, "graphload", "tools")
 			linter := filepath.Join(bin, "golangci-lint")
 			if _, err := os.Stat(linter); err != nil {
 				progressf("installing %s", golangciLint)

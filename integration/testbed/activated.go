@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/pkg/errors"
 )
@@ -56,20 +55,14 @@ func StartActivated(ctx context.Context, activate string, flavor Flavor) (_ *Act
 	if a.process, err = start(cmd); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.Errorf("nobody listened within %s", startTimeout))
-	defer cancel()
-	for {
-		if _, err := os.Stat(socket); err == nil {
-			return a, nil
-		}
-		select {
-		case <-a.process.done:
-			return nil, errors.Errorf("%s ended: %s", activate, a.Log())
-		case <-ctx.Done():
-			return nil, errors.WithStack(context.Cause(ctx))
-		case <-time.After(10 * time.Millisecond):
-		}
+	err = a.process.await(ctx, startTimeout, func(context.Context) error {
+		_, err := os.Stat(socket)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Wrap(err, a.Log())
 	}
+	return a, nil
 }
 
 // Log returns what was logged.

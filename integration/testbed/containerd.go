@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/pkg/errors"
 )
@@ -64,20 +63,11 @@ path = %q
 			c.process.stop()
 		}
 	}()
-	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.Errorf("it did not listen within %s", startTimeout))
-	defer cancel()
-	for {
-		var dialer net.Dialer
-		conn, err := dialer.DialContext(ctx, "unix", c.socket)
-		if err == nil {
-			return c, conn.Close()
+	return c, c.process.await(ctx, startTimeout, func(ctx context.Context) error {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket)
+		if err != nil {
+			return err
 		}
-		select {
-		case <-c.process.done:
-			return nil, errors.Errorf("it ended with %v", c.process.cmd.ProcessState)
-		case <-ctx.Done():
-			return nil, errors.WithStack(context.Cause(ctx))
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+		return conn.Close()
+	})
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 )
 
@@ -23,8 +24,7 @@ const dockerStartTimeout = time.Minute
 // dockerDir is the folder that Debian's Docker engine is unpacked to. Nothing is
 // installed, so no service is started and what is on the machine stays as it is.
 func dockerDir() (string, error) {
-	cache, err := os.UserCacheDir()
-	return filepath.Join(cache, "graphload", "docker"), errors.WithStack(err)
+	return upstream.CacheDir("docker")
 }
 
 // HasDocker tells if the engine has been fetched.
@@ -46,7 +46,7 @@ func FetchDocker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a, err := debian.Open(ctx, filepath.Join(filepath.Dir(dir), "debian"), runtime.GOARCH, debian.DefaultMirror)
+	a, err := debianArchive(ctx, runtime.GOARCH)
 	if err != nil {
 		return err
 	}
@@ -144,20 +144,10 @@ func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
 	if d.process, err = start(cmd); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, dockerStartTimeout, errors.Errorf("it did not answer within %s", dockerStartTimeout))
-	defer cancel()
-	for {
-		if _, err := d.Run(ctx, "version"); err == nil {
-			return d, nil
-		}
-		select {
-		case <-d.process.done:
-			return nil, errors.Errorf("it ended with %v", d.process.cmd.ProcessState)
-		case <-ctx.Done():
-			return nil, errors.WithStack(context.Cause(ctx))
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
+	return d, d.process.await(ctx, dockerStartTimeout, func(ctx context.Context) error {
+		_, err := d.Run(ctx, "version")
+		return err
+	})
 }
 
 // findFile returns the path of the file of a name below dir.

@@ -7,6 +7,7 @@ import (
 	"runtime"
 
 	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 )
 
@@ -28,11 +29,7 @@ func WriteARM64Shell(ctx context.Context, dir string) error {
 
 // copyFromPackage copies a file of a Debian package.
 func copyFromPackage(ctx context.Context, arch, name, file, dst string) error {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	a, err := debian.Open(ctx, filepath.Join(cache, "graphload", "debian"), arch, debian.DefaultMirror)
+	a, err := debianArchive(ctx, arch)
 	if err != nil {
 		return err
 	}
@@ -40,23 +37,26 @@ func copyFromPackage(ctx context.Context, arch, name, file, dst string) error {
 	if err != nil {
 		return err
 	}
-	for _, pkg := range pkgs {
-		if pkg.Name != name {
-			continue
-		}
-		files, err := a.Fetch(ctx, []debian.Package{pkg})
-		if err != nil {
-			return err
-		}
-		temp, err := os.MkdirTemp("", "graphload-package-")
-		if err != nil {
-			return errors.WithStack(err)
-		}
-		defer os.RemoveAll(temp)
-		if err := debian.Unpack(ctx, temp, files...); err != nil {
-			return err
-		}
-		return copyFile(filepath.Join(temp, file), dst, 0o755)
+	files, err := a.Fetch(ctx, pkgs)
+	if err != nil {
+		return err
 	}
-	return errors.Errorf("no package %s for %s", name, arch)
+	temp, err := os.MkdirTemp("", "graphload-package-")
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer os.RemoveAll(temp)
+	if err := debian.Unpack(ctx, temp, files...); err != nil {
+		return err
+	}
+	return copyFile(filepath.Join(temp, file), dst, 0o755)
+}
+
+// debianArchive opens the current packages of an architecture.
+func debianArchive(ctx context.Context, arch string) (*debian.Archive, error) {
+	dir, err := upstream.CacheDir("debian")
+	if err != nil {
+		return nil, err
+	}
+	return debian.Open(ctx, dir, arch, debian.DefaultMirror)
 }

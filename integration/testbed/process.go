@@ -65,6 +65,29 @@ func output(cmd *exec.Cmd) ([]byte, error) {
 	return out.Bytes(), errors.Wrapf(p.err, "%s %s: %s", filepath.Base(cmd.Path), strings.Join(cmd.Args[1:], " "), bytes.TrimSpace(out.Bytes()))
 }
 
+// awaitInterval is how often it is looked whether a process is ready.
+const awaitInterval = 20 * time.Millisecond
+
+// await returns when ready has no error. It is one when the process ends, or is
+// not ready in time.
+func (p *process) await(ctx context.Context, timeout time.Duration, ready func(context.Context) error) error {
+	name := filepath.Base(p.cmd.Path)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errors.Errorf("%s was not ready within %s", name, timeout))
+	defer cancel()
+	for {
+		if ready(ctx) == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+			return errors.Errorf("%s ended with %v", name, p.cmd.ProcessState)
+		case <-ctx.Done():
+			return errors.WithStack(context.Cause(ctx))
+		case <-time.After(awaitInterval):
+		}
+	}
+}
+
 // stop ends the process with SIGTERM, and with SIGKILL when that took too long.
 func (p *process) stop() error {
 	select {

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/semver"
 )
@@ -74,11 +75,10 @@ func DockerfileFrontend(ctx context.Context) (string, error) {
 // install builds the tool in the folder of its module: go install refuses
 // modules with exclude and replace directives, which are for the main module.
 func (t tool) install(ctx context.Context) (_ string, retErr error) {
-	cache, err := os.UserCacheDir()
+	dir, err := upstream.CacheDir("tools")
 	if err != nil {
-		return "", errors.WithStack(err)
+		return "", err
 	}
-	dir := filepath.Join(cache, "graphload", "tools")
 	path := filepath.Join(dir, t.name+"-"+t.version)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"go.yaml.in/yaml/v3"
 )
@@ -45,11 +46,10 @@ type Finding struct {
 // Install returns the path of govulncheck, which is built when it is used for
 // the first time.
 func Install(ctx context.Context) (string, error) {
-	cache, err := os.UserCacheDir()
+	path, err := upstream.CacheDir("tools", "govulncheck-"+govulncheck.Version)
 	if err != nil {
-		return "", errors.WithStack(err)
+		return "", err
 	}
-	path := filepath.Join(cache, "graphload", "tools", "govulncheck-"+govulncheck.Version)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}

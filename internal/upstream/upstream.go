@@ -26,6 +26,13 @@ type Source struct {
 	Sum     string // h1: checksum, as in go.sum
 }
 
+// CacheDir returns a folder, of the given path, among those that are kept between
+// runs: in the cache folder of the user.
+func CacheDir(elem ...string) (string, error) {
+	dir, err := os.UserCacheDir()
+	return filepath.Join(append([]string{dir, "graphload"}, elem...)...), errors.WithStack(err)
+}
+
 // Root returns the folder of the repository that the working directory is in.
 func Root() (string, error) {
 	dir, err := os.Getwd()
