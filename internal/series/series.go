@@ -49,6 +49,13 @@ search, so an anonymous session hid the login of another. Use sessions
 without a login for a registry only when there is no other.`,
 	},
 	{
+		Title:   "cache: do not take a record that is finalized for a dead one",
+		Folders: []string{"cache"},
+		Body: `Finalize marks the writable half of a record as dead before it lets go of
+it, under the lock of the record. Get looked without that lock, and failed
+with "failed to get dead record" when it did so in between.`,
+	},
+	{
 		Title:   "solver: let jobs own vertices without building them",
 		Folders: []string{"solver"},
 		Body: `Job.Register makes a job an owner of a vertex and its ancestors. Until the

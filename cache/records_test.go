@@ -1,0 +1,79 @@
+package cache
+
+import (
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+)
+
+// TestGetWhileFinalizing stops in the middle of finalizing a record, where the
+// writable half is dead and not yet let go of.
+func TestGetWhileFinalizing(t *testing.T) {
+	t.Parallel()
+	ctx := namespaces.WithNamespace(t.Context(), "buildkit-test")
+	co, cleanup, err := newCacheManager(ctx, t, cmOpt{})
+	require.NoError(t, err)
+	t.Cleanup(cleanup)
+
+	mutable, err := co.manager.New(ctx, nil, nil, CachePolicyRetain)
+	require.NoError(t, err)
+	ref, err := mutable.Commit(ctx)
+	require.NoError(t, err)
+	rec := ref.(*immutableRef).cacheRecord
+
+	rec.mu.Lock()
+	writable := rec.equalMutable
+	writable.dead = true
+	got := make(chan error, 1)
+	go func() {
+		other, err := co.manager.Get(ctx, ref.ID(), nil)
+		if err == nil {
+			err = other.Release(ctx)
+		}
+		got <- err
+	}()
+	select {
+	case err := <-got:
+		rec.mu.Unlock()
+		t.Fatalf("got a record that is being finalized: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	writable.dead = false
+	rec.mu.Unlock()
+	require.NoError(t, <-got)
+	require.NoError(t, ref.Release(ctx))
+}
+
+// TestGetAndFinalize is for the race detector. The lock that Get takes is the
+// one that Finalize writes under, so either sees the record as a whole.
+func TestGetAndFinalize(t *testing.T) {
+	t.Parallel()
+	ctx := namespaces.WithNamespace(t.Context(), "buildkit-test")
+	co, cleanup, err := newCacheManager(ctx, t, cmOpt{})
+	require.NoError(t, err)
+	t.Cleanup(cleanup)
+
+	for range 100 {
+		mutable, err := co.manager.New(ctx, nil, nil, CachePolicyRetain)
+		require.NoError(t, err)
+		ref, err := mutable.Commit(ctx)
+		require.NoError(t, err)
+
+		var eg errgroup.Group
+		eg.Go(func() error { return ref.Finalize(ctx) })
+		for range 3 {
+			eg.Go(func() error {
+				other, err := co.manager.Get(ctx, ref.ID(), nil)
+				if err != nil {
+					return err
+				}
+				return other.Release(ctx)
+			})
+		}
+		require.NoError(t, eg.Wait())
+		require.NoError(t, ref.Release(ctx))
+	}
+}
