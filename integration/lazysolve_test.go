@@ -33,6 +33,7 @@ import (
 // peer is a build of a Go client with a session of its own.
 type peer struct {
 	name    string
+	ref     string // of the build, or "" for one that the client chooses
 	secrets map[string]string
 	agent   string // socket of an SSH agent
 	locals  map[string]string
@@ -59,7 +60,7 @@ func (p peer) run(ctx context.Context, c *client.Client, f func(context.Context,
 
 // options are the session of the peer.
 func (p peer) options() (client.SolveOpt, error) {
-	opt := client.SolveOpt{LocalMounts: map[string]fsutil.FS{}, Session: slices.Clone(p.attach)}
+	opt := client.SolveOpt{Ref: p.ref, LocalMounts: map[string]fsutil.FS{}, Session: slices.Clone(p.attach)}
 	secrets := map[string][]byte{}
 	for id, v := range p.secrets {
 		secrets[id] = []byte(v)

@@ -2,8 +2,10 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/graphload/graphload/integration/testbed"
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
@@ -165,6 +168,7 @@ type randomRun struct {
 // activeBuild is a build that a client holds open.
 type activeBuild struct {
 	peerBuild
+	ref    string
 	ctx    context.Context
 	finish context.CancelFunc // lets the client return
 	kill   context.CancelFunc
@@ -259,7 +263,7 @@ func (r *randomRun) do(ctx context.Context, op randomOp) (_ map[*randomStep][]st
 		if err := r.wait(a); errors.Is(err, errHangs) {
 			return nil, err
 		}
-		return nil, nil
+		return nil, r.gone(ctx, a)
 	default:
 		r.mu.Lock()
 		a := r.active[op.build]
@@ -294,8 +298,51 @@ func (r *randomRun) wait(a *activeBuild) error {
 	}
 }
 
+// gone returns when the daemon has ended the build of a client that went
+// without a word. It lasts a little longer than its client, and lends what it
+// offers, and keeps its failures, for as long.
+func (r *randomRun) gone(ctx context.Context, a *activeBuild) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, opTimeout, errHangs)
+	defer cancel()
+	for {
+		if active, err := r.lasts(ctx, a); !active || err != nil {
+			return hangs(ctx, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// lasts tells if the daemon still has a build. Upstream's has no graph to look
+// at, and lets go of a build a moment after its history says that it is over.
+func (r *randomRun) lasts(ctx context.Context, a *activeBuild) (bool, error) {
+	builds, err := r.bed.client.ControlClient().ListenBuildHistory(ctx, &controlapi.BuildHistoryRequest{ActiveOnly: true, EarlyExit: true, Ref: a.ref})
+	if err != nil {
+		return false, errors.WithStack(err)
+	}
+	if _, err := builds.Recv(); !errors.Is(err, io.EOF) {
+		return true, errors.WithStack(err)
+	}
+	if r.bed.daemon.Flavor == testbed.Upstream {
+		return false, nil
+	}
+	dt, err := r.bed.daemon.Debug(ctx, "/debug/graph")
+	if err != nil {
+		return false, err
+	}
+	var g debugGraph
+	if err := json.Unmarshal([]byte(dt), &g); err != nil {
+		return false, errors.WithStack(err)
+	}
+	for _, b := range g.Builds {
+		if b.Ref == a.ref && b.Owned+b.Building > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func (r *randomRun) solve(ctx context.Context, b *randomBuild) error {
-	p := peer{name: b.name, locals: r.bed.locals, secrets: map[string]string{}}
+	p := peer{name: b.name, ref: identity.NewID(), locals: r.bed.locals, secrets: map[string]string{}}
 	for id, v := range b.offers {
 		if id == "ssh" {
 			p.agent = r.bed.agents[v]
@@ -303,7 +350,7 @@ func (r *randomRun) solve(ctx context.Context, b *randomBuild) error {
 			p.secrets[id] = v
 		}
 	}
-	a := &activeBuild{done: make(chan error, 1), refs: map[string]gateway.Reference{}}
+	a := &activeBuild{ref: p.ref, done: make(chan error, 1), refs: map[string]gateway.Reference{}}
 	ctx, a.kill = context.WithCancel(ctx)
 	finish, cancel := context.WithCancel(ctx)
 	a.finish = cancel
