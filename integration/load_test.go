@@ -62,7 +62,7 @@ func TestChainsAtOnce(t *testing.T) {
 	require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
 	before, err := measure(t.Context(), bed.daemon, bed.client)
 	require.NoError(t, err)
-	chains(*loadChains)
+	before.most = mostGoroutines(t, bed.daemon, func() { chains(*loadChains) })
 	requireIdle(t, bed.daemon, bed.client, before)
 }
 
@@ -90,18 +90,20 @@ func TestClients(t *testing.T) {
 
 	end := time.Now().Add(*loadDuration)
 	var number atomic.Int64
-	var eg errgroup.Group
-	for range *loadClients {
-		eg.Go(func() error {
-			for time.Now().Before(end) {
-				if err := run(int(number.Add(1))); err != nil {
-					return err
+	before.most = mostGoroutines(t, bed.daemon, func() {
+		var eg errgroup.Group
+		for range *loadClients {
+			eg.Go(func() error {
+				for time.Now().Before(end) {
+					if err := run(int(number.Add(1))); err != nil {
+						return err
+					}
 				}
-			}
-			return nil
-		})
-	}
-	require.NoError(t, eg.Wait())
+				return nil
+			})
+		}
+		require.NoError(t, eg.Wait())
+	})
 	t.Logf("%d graphs", number.Load())
 	requireIdle(t, bed.daemon, bed.client, before)
 }
