@@ -17,6 +17,7 @@ import (
 	"github.com/graphload/graphload/internal/seam"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/mod/modfile"
 )
 
 // repository returns a repository and an upstream module, both small.
@@ -294,6 +295,23 @@ func git(t *testing.T, dir string, stdin *bytes.Buffer, args ...string) {
 	}
 	dt, err := cmd.CombinedOutput()
 	require.NoError(t, err, string(dt))
+}
+
+// The added files only compile in the tree: go.mod has to keep their folders
+// from the packages of this repository.
+func TestAddedFoldersIgnored(t *testing.T) {
+	const root = "../.."
+	dt, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	require.NoError(t, err)
+	mod, err := modfile.Parse("go.mod", dt, nil)
+	require.NoError(t, err)
+	var ignored []string
+	for _, i := range mod.Ignore {
+		ignored = append(ignored, strings.TrimPrefix(i.Path, "./"))
+	}
+	for _, dir := range addedDirs {
+		require.Contains(t, ignored, dir, "add ./%s to the ignore block of go.mod", dir)
+	}
 }
 
 // TestNoUpstreamCode looks for functions of upstream in the repository: one
