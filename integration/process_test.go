@@ -8,10 +8,12 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/graphload/graphload/integration/testbed"
 	"github.com/moby/buildkit/client"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/pb"
@@ -42,6 +44,15 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		sig := <-interrupted
+		fmt.Println("ending what was started:", sig)
+		testbed.Abort()
+		removeImages()
+		os.Exit(1)
+	}()
 	code := m.Run()
 	removeImages()
 	os.Exit(code)

@@ -7,7 +7,6 @@ import (
 	stderrors "errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/semver"
 )
@@ -116,10 +116,8 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 // runClientTests runs the tests of the Go client on a daemon, and calls ended
 // for each end of a test that has no others below.
 func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, runs int, ended func(name string, pass bool)) error {
-	cmd := exec.CommandContext(ctx, "go", "test", "-buildvcs=false", "-json", "-timeout", "0", "-count", fmt.Sprint(runs), "-run", clientTests,
+	cmd := gomod.Command(ctx, dir, "test", "-buildvcs=false", "-json", "-timeout", "0", "-count", fmt.Sprint(runs), "-run", clientTests,
 		"./integration", "-flavor", string(flavor))
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOWORK=off")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -135,9 +136,7 @@ func goTest(ctx context.Context, dir string, args ...string) error {
 		rel = dir
 	}
 	progressf("%s: go %s", rel, strings.Join(args, " "))
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOWORK=off")
+	cmd := gomod.Command(ctx, dir, args...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	return errors.Wrapf(cmd.Run(), "go test in %s", dir)
 }

@@ -27,9 +27,9 @@ func StartActivated(ctx context.Context, activate string, flavor Flavor) (_ *Act
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "graphload-activated-")
+	dir, err := tempDir("graphload-activated-")
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return nil, err
 	}
 	socket := filepath.Join(dir, "buildkitd.sock")
 	a := &Activated{Addr: "unix://" + socket, log: filepath.Join(dir, "log"), dir: dir, cgroup: newCgroup()}

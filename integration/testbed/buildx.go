@@ -58,9 +58,9 @@ func newBuilder(ctx context.Context, version string, env ...string) (*Builder, e
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "graphload-buildx-")
+	dir, err := tempDir("graphload-buildx-")
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return nil, err
 	}
 	b := &Builder{Version: version, Config: filepath.Join(dir, "docker"), buildx: bin, dir: dir, env: env}
 	if err := os.Mkdir(b.Config, 0o700); err != nil {

@@ -19,7 +19,9 @@ type cgroup struct {
 }
 
 func newCgroup() *cgroup {
-	return &cgroup{name: "graphload-" + strings.ToLower(rand.Text())}
+	c := &cgroup{name: "graphload-" + strings.ToLower(rand.Text())}
+	OnAbort(c.remove)
+	return c
 }
 
 // dirs are the folders of the cgroup: one, or with version 1 one for each

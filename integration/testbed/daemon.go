@@ -56,9 +56,9 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "graphload-daemon-")
+	dir, err := tempDir("graphload-daemon-")
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return nil, err
 	}
 	d := &Daemon{
 		Flavor:    opt.Flavor,

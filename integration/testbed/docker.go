@@ -100,9 +100,9 @@ func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "graphload-docker-")
+	dir, err := tempDir("graphload-docker-")
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return nil, err
 	}
 	d := &Docker{
 		Host: "unix://" + filepath.Join(dir, "docker.sock"), LogPath: filepath.Join(dir, "dockerd.log"),

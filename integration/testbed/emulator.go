@@ -41,9 +41,9 @@ func copyFromPackage(ctx context.Context, arch, name, file, dst string) error {
 	if err != nil {
 		return err
 	}
-	temp, err := os.MkdirTemp("", "graphload-package-")
+	temp, err := tempDir("graphload-package-")
 	if err != nil {
-		return errors.WithStack(err)
+		return err
 	}
 	defer os.RemoveAll(temp)
 	if err := debian.Unpack(ctx, temp, files...); err != nil {

@@ -25,9 +25,9 @@ type GitServer struct {
 // of x-access-token are served, which is what BuildKit makes of GIT_AUTH_TOKEN.
 // It must be closed.
 func StartGitServer(ctx context.Context, files map[string]string, token string) (_ *GitServer, retErr error) {
-	dir, err := os.MkdirTemp("", "graphload-git-")
+	dir, err := tempDir("graphload-git-")
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return nil, err
 	}
 	g := &GitServer{dir: dir}
 	defer func() {

@@ -206,9 +206,9 @@ type Project struct {
 // NewProject writes the files of a loop to a temporary folder and starts what
 // it needs. It must be closed.
 func NewProject(ctx context.Context, l Loop) (_ *Project, retErr error) {
-	dir, err := os.MkdirTemp("", "graphload-project-")
+	dir, err := tempDir("graphload-project-")
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return nil, err
 	}
 	p := &Project{Loop: l, dir: dir}
 	defer func() {
@@ -260,9 +260,9 @@ func (p *Project) Run(ctx context.Context, b *Builder) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, runTimeout, errors.Errorf("not done within %s", runTimeout))
 	defer cancel()
 	// two daemons may run it at the same time, and the project is what they read
-	out, err := os.MkdirTemp("", "graphload-out-")
+	out, err := tempDir("graphload-out-")
 	if err != nil {
-		return errors.WithStack(err)
+		return err
 	}
 	defer os.RemoveAll(out)
 	r := run{values: map[string]string{}, env: slices.Concat(p.env, []string{"OUT=" + out}), out: out}

@@ -35,9 +35,9 @@ func StartNamedAgent(name string) (_ *NamedAgent, retErr error) {
 	if err := keyring.Add(agent.AddedKey{PrivateKey: key, Comment: name}); err != nil {
 		return nil, errors.WithStack(err)
 	}
-	dir, err := os.MkdirTemp("", "graphload-agent-")
+	dir, err := tempDir("graphload-agent-")
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return nil, err
 	}
 	a := &NamedAgent{Socket: filepath.Join(dir, "agent.sock"), dir: dir}
 	if a.listener, err = net.Listen("unix", a.Socket); err != nil { //nolint:noctx // does not block

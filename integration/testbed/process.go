@@ -50,6 +50,7 @@ func start(cmd *exec.Cmd) (*process, error) {
 	if err := <-started; err != nil {
 		return nil, errors.Wrapf(err, "failed to start %s", cmd.Path)
 	}
+	OnAbort(p.stop)
 	return p, nil
 }
 

@@ -63,9 +63,9 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "graphload-registry-")
+	dir, err := tempDir("graphload-registry-")
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return nil, err
 	}
 	r := &Registry{opt: opt, dir: dir}
 	defer func() {

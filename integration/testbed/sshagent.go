@@ -21,9 +21,9 @@ type SSHAgent struct {
 
 // StartSSHAgent starts an agent and adds a key to it. It must be closed.
 func StartSSHAgent(ctx context.Context) (_ *SSHAgent, retErr error) {
-	dir, err := os.MkdirTemp("", "graphload-ssh-")
+	dir, err := tempDir("graphload-ssh-")
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return nil, err
 	}
 	a := &SSHAgent{Socket: filepath.Join(dir, "agent.sock"), dir: dir}
 	defer func() {

@@ -14,6 +14,10 @@ import (
 	"github.com/pkg/errors"
 )
 
+// LogsEnv is the environment variable that names the folder for the logs of
+// tests that fail.
+const LogsEnv = "GRAPHLOAD_LOGS"
+
 // Flavor tells one build of BuildKit from the other.
 type Flavor string
 
