@@ -15,8 +15,10 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
+	"github.com/moby/buildkit/sourcepolicy/policysession"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
@@ -226,6 +228,49 @@ func TestClientFaults(t *testing.T) {
 		}))
 	})
 
+	t.Run("load canceled", func(t *testing.T) {
+		base, child, state := bed.chain(t.Name(), "true")
+		// the definition is being loaded while the policy is asked
+		asked := make(chan struct{}, 1)
+		answer := make(chan struct{})
+		base.policy = policysession.NewPolicyProvider(func(ctx context.Context, _ *policysession.CheckPolicyRequest) (*policysession.DecisionResponse, *gatewaypb.ResolveSourceMetaRequest, error) {
+			select {
+			case asked <- struct{}{}:
+			default:
+			}
+			select {
+			case <-answer:
+				return &policysession.DecisionResponse{Action: spb.PolicyAction_ALLOW}, nil, nil
+			case <-ctx.Done():
+				return nil, nil, context.Cause(ctx)
+			}
+		})
+		require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+			canceled, cancel := context.WithCancel(ctx)
+			defer cancel()
+			go func() {
+				<-asked
+				cancel()
+			}()
+			err := within(canceled, t, func(ctx context.Context) error {
+				_, err := b.solve(ctx, state)
+				return err
+			})
+			require.ErrorContains(t, err, context.Canceled.Error())
+			close(answer)
+			ref, err := b.solve(ctx, state)
+			if err != nil {
+				return err
+			}
+			if err := within(ctx, t, func(ctx context.Context) error {
+				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+			}); err != nil {
+				return err
+			}
+			return ref.Evaluate(ctx)
+		}))
+	})
+
 	t.Run("export canceled", func(t *testing.T) {
 		base, child, state := bed.chain(t.Name(), "true")
 		require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
@@ -330,6 +375,7 @@ func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"))
+	testbed.OnAbort(func() error { return unix.Unmount(dir, 0) })
 	// the daemon ends first
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
 	errs := map[testbed.Flavor]string{}

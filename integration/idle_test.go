@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,6 +27,8 @@ type usage struct {
 	heap       float64 // bytes in use after a garbage collection
 	records    int     // of the build cache
 	leases     int     // of the worker
+	builds     int     // in the graph
+	steps      int     // in the graph, built or owned
 }
 
 // measure collects garbage and returns what the daemon uses now.
@@ -48,8 +51,22 @@ func measure(ctx context.Context, d *testbed.Daemon, c *client.Client) (u usage,
 		return u, errors.WithStack(err)
 	}
 	u.records = len(records)
+	g, err := readGraph(ctx, d)
+	if err != nil {
+		return u, err
+	}
+	u.builds, u.steps = len(g.Builds), len(g.Steps)
 	u.leases, err = countLeases(filepath.Join(d.Root, "runc-overlayfs", "containerdmeta.db"))
 	return u, err
+}
+
+// readGraph returns the active graph of a daemon.
+func readGraph(ctx context.Context, d *testbed.Daemon) (g debugGraph, err error) {
+	dt, err := d.Debug(ctx, "/debug/graph")
+	if err != nil {
+		return g, err
+	}
+	return g, errors.WithStack(json.Unmarshal([]byte(dt), &g))
 }
 
 // goroutineSize is what the Go runtime keeps of a goroutine that has ended, for
@@ -146,6 +163,8 @@ func requireIdle(t *testing.T, d *testbed.Daemon, c *client.Client, before usage
 		require.LessOrEqual(ct, now.heap, before.heap*1.25+(4<<20)+float64(goroutineSize*before.most), "heap")
 		require.LessOrEqual(ct, now.records, before.records, "records of the build cache")
 		require.LessOrEqual(ct, now.leases, before.leases, "leases")
+		require.LessOrEqual(ct, now.builds, before.builds, "builds in the graph")
+		require.LessOrEqual(ct, now.steps, before.steps, "steps in the graph")
 	}, idleTimeout, 500*time.Millisecond)
 	t.Logf("before %+v, after %+v", before, now)
 }

@@ -34,7 +34,7 @@ func requireTestbed(t *testing.T) {
 }
 
 // newDaemon starts a daemon for the test. When the test fails the end of its
-// log is printed, and all of it is kept if GRAPHLOAD_LOGS names a folder.
+// log is printed, and all of it is kept if testbed.LogsEnv names a folder.
 func newDaemon(t *testing.T, opt testbed.DaemonOptions) *testbed.Daemon {
 	t.Helper()
 	requireTestbed(t)
@@ -43,7 +43,7 @@ func newDaemon(t *testing.T, opt testbed.DaemonOptions) *testbed.Daemon {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("end of the log of the %s daemon:\n%s", d.Flavor, d.LogTail(60))
-			if dir := os.Getenv("GRAPHLOAD_LOGS"); dir != "" {
+			if dir := os.Getenv(testbed.LogsEnv); dir != "" {
 				name := strings.ReplaceAll(t.Name(), "/", "-") + "-" + string(d.Flavor) + ".log"
 				require.NoError(t, d.SaveLog(filepath.Join(dir, name)))
 			}

@@ -38,6 +38,7 @@ type peer struct {
 	agent   string // socket of an SSH agent
 	locals  map[string]string
 	attach  []session.Attachable
+	policy  session.Attachable // asked for each source, if it is not nil
 	status  chan *client.SolveStatus
 }
 
@@ -60,7 +61,7 @@ func (p peer) run(ctx context.Context, c *client.Client, f func(context.Context,
 
 // options are the session of the peer.
 func (p peer) options() (client.SolveOpt, error) {
-	opt := client.SolveOpt{Ref: p.ref, LocalMounts: map[string]fsutil.FS{}, Session: slices.Clone(p.attach)}
+	opt := client.SolveOpt{Ref: p.ref, LocalMounts: map[string]fsutil.FS{}, Session: slices.Clone(p.attach), SourcePolicyProvider: p.policy}
 	secrets := map[string][]byte{}
 	for id, v := range p.secrets {
 		secrets[id] = []byte(v)

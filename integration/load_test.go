@@ -12,7 +12,6 @@ import (
 	"github.com/graphload/graphload/integration/testbed"
 	"github.com/moby/buildkit/client"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
-	"github.com/moby/buildkit/identity"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -78,10 +77,11 @@ func TestClients(t *testing.T) {
 	}
 	t.Logf("-seed %d", seed)
 	run := func(n int) error {
-		g := newRandomGraph(seed, n)
-		r := &randomRun{bed: bed, g: g, model: newRandomModel(g), nonce: identity.NewID(), active: map[*randomBuild]*activeBuild{}}
-		err := r.run(t.Context())
-		return errors.Wrapf(err, "graph %d\n%s", n, r.g.dot(r.model, ""))
+		r := newRandomRun(bed, newRandomGraph(seed, n))
+		if err := r.run(t.Context()); err != nil {
+			return r.failure(err)
+		}
+		return nil
 	}
 	require.NoError(t, run(0))
 	require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))

@@ -362,6 +362,7 @@ type stepState struct {
 	seen     []map[string]bool     // values by need
 	done     bool                  // it has run for sure
 	maybe    bool                  // it may have run
+	canceled bool                  // a run that was canceled may still be ending
 	poisoned map[*randomBuild]bool // active builds that may have met its failure
 	loaded   map[*randomBuild]bool // active builds that are building it
 }
@@ -460,6 +461,9 @@ func (m *randomModel) start(round []randomOp) []expectation {
 	mayFail, mustFail := map[*randomStep]bool{}, map[*randomStep]bool{}
 	for _, s := range m.g.steps {
 		st := m.steps[s]
+		if st.canceled {
+			m.cutOff(s, leaving)
+		}
 		if building[s] == nil || st.done && !m.reruns[s] {
 			continue
 		}
@@ -516,12 +520,28 @@ func (m *randomModel) start(round []randomOp) []expectation {
 	return out
 }
 
+// cutOff is for a step that may be running although whoever evaluated it was
+// told that this is canceled: the agent it uses can go before it is killed.
+func (m *randomModel) cutOff(s *randomStep, leaving map[*randomBuild]bool) {
+	for b := range leaving {
+		for i, n := range s.needs {
+			if n.kind == sshAgent && m.steps[s].seen[i][b.offers[n.offer()]] {
+				m.steps[s].seen[i][cutOff] = true
+			}
+		}
+	}
+}
+
 // finish ends a round with what happened.
 func (m *randomModel) finish(round []randomOp, succeeded []bool) {
 	for i, op := range round {
-		if succeeded[i] {
-			for _, s := range op.builds() {
-				m.steps[s].done = true
+		for _, s := range op.builds() {
+			st := m.steps[s]
+			if succeeded[i] {
+				st.done = true
+				st.canceled = st.canceled && m.reruns[s]
+			} else if op.cancel > 0 && (!st.done || m.reruns[s]) {
+				st.canceled = true
 			}
 		}
 	}

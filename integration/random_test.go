@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -39,8 +38,8 @@ var (
 const opTimeout = 60 * time.Second
 
 // TestRandomGraphs builds random chains in random order and compares what
-// their steps saw with the model. A failing graph is drawn into the folder
-// that GRAPHLOAD_LOGS names, and runs again with -seed and -graph.
+// their steps saw with the model. A failing graph is drawn next to the log of
+// the daemon, and runs again with -seed and -graph.
 func TestRandomGraphs(t *testing.T) {
 	t.Parallel()
 	seed := *randomSeed
@@ -73,8 +72,7 @@ func TestRandomGraphs(t *testing.T) {
 				if ctx.Err() != nil {
 					return nil
 				}
-				g := newRandomGraph(seed, n)
-				r := &randomRun{bed: bed, g: g, model: newRandomModel(g), nonce: identity.NewID(), active: map[*randomBuild]*activeBuild{}}
+				r := newRandomRun(bed, newRandomGraph(seed, n))
 				err := r.run(ctx)
 				mu.Lock()
 				defer mu.Unlock()
@@ -82,13 +80,7 @@ func TestRandomGraphs(t *testing.T) {
 				if err == nil || ctx.Err() != nil {
 					return nil
 				}
-				t.Errorf("graph %d: %v\n%s", n, err, r.g.dot(r.model, err.Error()))
-				if dir := os.Getenv("GRAPHLOAD_LOGS"); dir != "" {
-					path := filepath.Join(dir, fmt.Sprintf("graph-%d-%d.dot", seed, n))
-					if err := errors.WithStack(os.WriteFile(path, []byte(r.g.dot(r.model, err.Error())), 0o600)); err != nil {
-						return err
-					}
-				}
+				t.Error(r.failure(err))
 				return nil
 			})
 		}
@@ -176,6 +168,29 @@ type activeBuild struct {
 
 	mu   sync.Mutex
 	refs map[string]gateway.Reference
+}
+
+func newRandomRun(bed *randomBed, g *randomGraph) *randomRun {
+	return &randomRun{bed: bed, g: g, model: newRandomModel(g), nonce: identity.NewID(), active: map[*randomBuild]*activeBuild{}}
+}
+
+// failure is an error of run with the graph, which is also drawn into a file of
+// the folder that testbed.LogsEnv names.
+func (r *randomRun) failure(err error) error {
+	dot := r.g.dot(r.model, err.Error())
+	err = errors.Errorf("graph %d: %v\n%s", r.g.number, err, dot)
+	dir := os.Getenv(testbed.LogsEnv)
+	if dir == "" {
+		return err
+	}
+	saveErr := os.MkdirAll(dir, 0o755)
+	if saveErr == nil {
+		saveErr = os.WriteFile(filepath.Join(dir, fmt.Sprintf("graph-%d-%d.dot", r.g.seed, r.g.number)), []byte(dot), 0o600)
+	}
+	if saveErr != nil {
+		return errors.Errorf("%v\n%v", err, saveErr)
+	}
+	return err
 }
 
 func (r *randomRun) run(ctx context.Context) (retErr error) {
@@ -325,13 +340,9 @@ func (r *randomRun) lasts(ctx context.Context, a *activeBuild) (bool, error) {
 	if r.bed.daemon.Flavor == testbed.Upstream {
 		return false, nil
 	}
-	dt, err := r.bed.daemon.Debug(ctx, "/debug/graph")
+	g, err := readGraph(ctx, r.bed.daemon)
 	if err != nil {
 		return false, err
-	}
-	var g debugGraph
-	if err := json.Unmarshal([]byte(dt), &g); err != nil {
-		return false, errors.WithStack(err)
 	}
 	for _, b := range g.Builds {
 		if b.Ref == a.ref && b.Owned+b.Building > 0 {

@@ -4,10 +4,12 @@ import (
 	"context"
 	stderrors "errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/graphload/graphload/integration/testbed"
+	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
 
@@ -74,17 +76,23 @@ func soakCommand() *cli.Command {
 	}
 }
 
-// prepareIntegration installs and builds what end-to-end tests run.
+// prepareIntegration installs and builds what end-to-end tests run. Logs of
+// tests that fail go to build/logs, unless there is a folder for them already.
 func prepareIntegration(ctx context.Context, cmd *cli.Command) error {
 	if err := installPackages(ctx); err != nil {
 		return err
 	}
-	if cmd.Bool("no-build") {
-		return nil
-	}
 	opt, err := options(cmd)
 	if err != nil {
 		return err
+	}
+	if os.Getenv(testbed.LogsEnv) == "" {
+		if err := os.Setenv(testbed.LogsEnv, filepath.Join(opt.Root, "build", "logs")); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	if cmd.Bool("no-build") {
+		return nil
 	}
 	for _, pristine := range []bool{false, true} {
 		opt.Pristine = pristine
