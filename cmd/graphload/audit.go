@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"text/tabwriter"
+	"time"
 
 	"github.com/graphload/graphload/internal/audit"
 	"github.com/pkg/errors"
@@ -26,7 +27,7 @@ func auditCommand() *cli.Command {
 		Description: fmt.Sprintf("The exit code is %d when there are findings without a verdict in packaging/verdicts.yaml,\n"+
 			"and %d when the database cannot be reached, in which case nothing was checked.", exitFindings, exitNoDatabase),
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "db", Value: audit.DefaultDB, Usage: "database, file:///dir for one in a folder"},
+			&cli.StringFlag{Name: "db", Value: audit.DefaultDB, Usage: "database: a module with a version, or a URL, file:///dir for one in a folder"},
 			&cli.StringSliceFlag{Name: "binary", Usage: "binaries (default: those of graphload dist and graphload build)"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -49,10 +50,11 @@ func auditCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			db := cmd.String("db")
-			if err := audit.Reach(ctx, db); err != nil {
-				return cli.Exit(fmt.Sprintf("graphload: audit: %s: %v", db, err), exitNoDatabase)
+			db, modified, err := audit.Open(ctx, cmd.String("db"))
+			if err != nil {
+				return cli.Exit(fmt.Sprintf("graphload: audit: %s: %v", cmd.String("db"), err), exitNoDatabase)
 			}
+			progressf("database of %s", modified.Format(time.DateTime))
 			var findings []audit.Finding
 			for _, bin := range bins {
 				progressf("govulncheck %s", bin)

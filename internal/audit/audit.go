@@ -8,22 +8,16 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"go.yaml.in/yaml/v3"
 )
-
-// DefaultDB is the database of the Go project.
-const DefaultDB = "https://vuln.go.dev"
 
 // ErrNoDatabase is returned when the database cannot be reached: then nothing is
 // known about the binaries.
@@ -61,33 +55,6 @@ func Install(ctx context.Context) (string, error) {
 		return "", errors.WithStack(err)
 	}
 	return path, gomod.Build(ctx, src, "./cmd/govulncheck", path, "", []string{"CGO_ENABLED=0", "GOFLAGS="})
-}
-
-// Reach asks a database for its index. A database in a folder, with the scheme
-// file, is for machines without a network.
-func Reach(ctx context.Context, db string) error {
-	const index = "/index/db.json"
-	if dir, ok := strings.CutPrefix(db, "file://"); ok {
-		if _, err := os.Stat(filepath.FromSlash(dir + index)); err != nil {
-			return errors.Wrapf(ErrNoDatabase, "%v", err)
-		}
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(db, "/")+index, nil)
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return errors.Wrapf(ErrNoDatabase, "%v", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return errors.Wrapf(ErrNoDatabase, "%s: %s", db, resp.Status)
-	}
-	return nil
 }
 
 // Binary looks into a binary.

@@ -38,14 +38,19 @@ func TestParse(t *testing.T) {
 	require.Error(t, err)
 }
 
-// TestReach has databases that are not there: that is told from a database that
+// TestOpen has databases that are not there: that is told from a database that
 // knows of nothing.
-func TestReach(t *testing.T) {
+func TestOpen(t *testing.T) {
 	t.Parallel()
-	require.ErrorIs(t, Reach(t.Context(), "http://127.0.0.1:1"), ErrNoDatabase)
 	dir := t.TempDir()
-	require.ErrorIs(t, Reach(t.Context(), "file://"+dir), ErrNoDatabase)
+	for _, name := range []string{"http://127.0.0.1:1", "file://" + dir, "example.invalid/without-version"} {
+		_, _, err := Open(t.Context(), name)
+		require.ErrorIs(t, err, ErrNoDatabase, name)
+	}
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "index"), 0o700))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "index", "db.json"), []byte("{}"), 0o600))
-	require.NoError(t, Reach(t.Context(), "file://"+dir))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "index", "db.json"), []byte(`{"modified":"2026-01-02T03:04:05Z"}`), 0o600))
+	url, modified, err := Open(t.Context(), "file://"+dir)
+	require.NoError(t, err)
+	require.Equal(t, "file://"+dir, url)
+	require.Equal(t, 2026, modified.Year())
 }

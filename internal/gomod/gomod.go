@@ -15,8 +15,8 @@ import (
 // Module is a module at one version.
 type Module struct {
 	Path    string
-	Version string
-	Sum     string // h1: checksum, as in go.sum
+	Version string // or a query, as latest
+	Sum     string // h1: checksum, as in go.sum; empty to leave it to the go command
 }
 
 // PURL returns the package URL of the module.
@@ -45,7 +45,7 @@ func (m Module) Download(ctx context.Context) (string, error) {
 	if mod.Error != "" {
 		return "", errors.New(mod.Error)
 	}
-	if mod.Sum != m.Sum {
+	if m.Sum != "" && mod.Sum != m.Sum {
 		return "", errors.Errorf("checksum of %s %s is %s, not %s", m.Path, m.Version, mod.Sum, m.Sum)
 	}
 	return mod.Dir, nil

@@ -1,0 +1,110 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/pkg/errors"
+)
+
+// DefaultDB is the module of the Go project's database. It comes the way that
+// all modules come, also where nothing else can be reached.
+const DefaultDB = "golang.org/x/vulndb@latest"
+
+// Open returns the URL of a database for govulncheck, and when its content was
+// changed last. A name is a URL, or a module with a version whose reports are
+// made a database in the cache folder of the user. ErrNoDatabase is returned
+// when there is none.
+func Open(ctx context.Context, name string) (url string, modified time.Time, err error) {
+	url = name
+	if !strings.Contains(name, "://") {
+		if url, err = fromModule(ctx, name); err != nil {
+			return "", time.Time{}, errors.Wrapf(ErrNoDatabase, "%v", err)
+		}
+	}
+	if modified, err = readIndex(ctx, url); err != nil {
+		return "", time.Time{}, errors.Wrapf(ErrNoDatabase, "%v", err)
+	}
+	return url, modified, nil
+}
+
+// fromModule makes a database of the reports in a module, if that has not been
+// done for its version.
+func fromModule(ctx context.Context, name string) (_ string, retErr error) {
+	path, version, ok := strings.Cut(name, "@")
+	if !ok {
+		return "", errors.Errorf("%q is neither a URL nor a module with a version", name)
+	}
+	src, err := gomod.Module{Path: path, Version: version}.Download(ctx)
+	if err != nil {
+		return "", err
+	}
+	dir, err := upstream.CacheDir("vulndb", filepath.Base(src))
+	if err != nil {
+		return "", err
+	}
+	url := "file://" + filepath.ToSlash(dir)
+	if _, err := os.Stat(dir); err == nil {
+		return url, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", errors.WithStack(err)
+	}
+	temp, err := os.MkdirTemp(filepath.Dir(dir), "make-")
+	if err != nil {
+		return "", errors.WithStack(err)
+	}
+	defer os.RemoveAll(temp)
+	tool, out := filepath.Join(temp, "indexdb"), filepath.Join(temp, "db")
+	if err := gomod.Build(ctx, src, "./cmd/indexdb", tool, "", []string{"CGO_ENABLED=0", "GOFLAGS="}); err != nil {
+		return "", err
+	}
+	if dt, err := exec.CommandContext(ctx, tool, "-vulns", filepath.Join(src, "data", "osv"), "-out", out).CombinedOutput(); err != nil {
+		return "", errors.Wrapf(err, "indexdb: %s", dt)
+	}
+	return url, errors.WithStack(os.Rename(out, dir))
+}
+
+// readIndex asks a database when it was changed last.
+func readIndex(ctx context.Context, url string) (time.Time, error) {
+	const index = "/index/db.json"
+	var dt []byte
+	var err error
+	if dir, ok := strings.CutPrefix(url, "file://"); ok {
+		dt, err = os.ReadFile(filepath.FromSlash(dir + index))
+	} else {
+		dt, err = get(ctx, strings.TrimSuffix(url, "/")+index)
+	}
+	if err != nil {
+		return time.Time{}, errors.WithStack(err)
+	}
+	var db struct{ Modified time.Time }
+	return db.Modified, errors.Wrapf(json.Unmarshal(dt, &db), "%s%s", url, index)
+}
+
+func get(ctx context.Context, url string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, errors.Errorf("%s: %s", url, resp.Status)
+	}
+	return io.ReadAll(resp.Body)
+}
