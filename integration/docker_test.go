@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -101,7 +102,10 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.V
 		}
 		return debian.Open(ctx, debs, runtime.GOARCH, debian.DefaultMirror)
 	})
-	c := &dist.ImageContext{Dir: dir}
+	c, err := dist.NewImageContext(dir)
+	if err != nil {
+		return err
+	}
 	if err := c.Prepare(ctx, filepath.Join(root, "packaging", "image"), []string{runtime.GOARCH}, func(string) (*debian.Archive, error) { return archive() }); err != nil {
 		return err
 	}
@@ -109,7 +113,7 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.V
 	if err != nil {
 		return err
 	}
-	b := &dist.Builder{Arch: runtime.GOARCH, Dir: c.BinDir(runtime.GOARCH), Work: dir, Archive: a}
+	b := &dist.Builder{Arch: runtime.GOARCH, Dir: c.BinDir(runtime.GOARCH), Work: dir + ".work", Archive: a}
 	for _, component := range dist.Components {
 		if err := b.CachedComponent(ctx, component, tools); err != nil {
 			return err
@@ -127,6 +131,13 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.V
 		if err := os.WriteFile(filepath.Join(b.Dir, name), dt, 0o755); err != nil {
 			return err
 		}
+	}
+	licenses, err := b.Licenses(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.AddLicenses(licenses); err != nil {
+		return err
 	}
 	d, err := testbed.StartDaemon(ctx, testbed.DaemonOptions{Flavor: testbed.Graphload, Quiet: true})
 	if err != nil {
@@ -163,6 +174,17 @@ func newDocker(t *testing.T, v dist.Variant, flavors ...testbed.Flavor) *testbed
 		require.NoError(t, err)
 		files = append(files, file)
 	}
+	d := startDocker(t)
+	for _, file := range files {
+		_, err := d.Run(t.Context(), "load", "-i", file)
+		require.NoError(t, err)
+	}
+	return d
+}
+
+// startDocker starts an engine for the test.
+func startDocker(t *testing.T) *testbed.Docker {
+	t.Helper()
 	d, err := testbed.StartDocker(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -172,17 +194,16 @@ func newDocker(t *testing.T, v dist.Variant, flavors ...testbed.Flavor) *testbed
 		}
 		require.NoError(t, d.Close())
 	})
-	for _, file := range files {
-		_, err := d.Run(t.Context(), "load", "-i", file)
-		require.NoError(t, err)
-	}
 	return d
 }
 
-func newContainerBuilder(t *testing.T, d *testbed.Docker, version string, flavor testbed.Flavor) *testbed.Builder {
+// newContainerBuilder creates the builder for the test. The next one has the
+// same container, so it has to be of another test.
+func newContainerBuilder(t *testing.T, d *testbed.Docker, version, image string) *testbed.Builder {
 	t.Helper()
-	b, err := d.NewBuilder(t.Context(), version, builderName, imageOf(flavor, dist.Rootful))
+	b, err := d.NewBuilder(t.Context(), version, builderName, image)
 	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	return b
 }
 
@@ -197,11 +218,42 @@ const (
 // the image of this repository.
 func TestDockerContainer(t *testing.T) {
 	d := newDocker(t, dist.Rootful, testbed.Graphload)
+	bakeInContainer(t, d, imageOf(testbed.Graphload, dist.Rootful), *containerRuns)
+}
+
+// bakeInContainer bakes the loops with each buildx in a container of the image.
+func bakeInContainer(t *testing.T, d *testbed.Docker, image string, runs int) {
+	t.Helper()
 	for _, version := range containerBuildx {
-		b := newContainerBuilder(t, d, version, testbed.Graphload)
-		runLoops(t, b, *containerRuns)
-		require.NoError(t, b.Close())
+		t.Run("buildx "+version, func(t *testing.T) {
+			runLoops(t, newContainerBuilder(t, d, version, image), runs)
+		})
 	}
+}
+
+// TestDockerShippedImage bakes the loops with the image that graphload dist has
+// written, loaded under the name that the README gives to buildx.
+func TestDockerShippedImage(t *testing.T) {
+	requireDocker(t)
+	root, err := upstream.Root()
+	require.NoError(t, err)
+	files, err := filepath.Glob(filepath.Join(root, "dist", "buildkit-*.docker-"+runtime.GOARCH+".tar"))
+	require.NoError(t, err)
+	if len(files) == 0 {
+		t.Skip("no image in dist: run make dist")
+	}
+	require.Len(t, files, 1)
+	d := startDocker(t)
+	out, err := d.Run(t.Context(), "load", "-i", files[0])
+	require.NoError(t, err)
+	_, image, ok := strings.Cut(out, "Loaded image: ")
+	require.True(t, ok, out)
+	require.True(t, strings.HasPrefix(image, "graphload.invalid/buildkit:"), image)
+	version, err := d.Run(t.Context(), "run", "--rm", "--network=host", "--entrypoint", "buildkitd", image, "--version")
+	require.NoError(t, err)
+	require.Contains(t, version, "+graphload")
+	t.Logf("%s: %s", filepath.Base(files[0]), version)
+	bakeInContainer(t, d, image, 1)
 }
 
 // TestDockerContainerTools runs what a daemon starts, in the image.
@@ -219,8 +271,50 @@ func TestDockerContainerTools(t *testing.T) {
 				require.NoError(t, err, command)
 				t.Logf("%s: %s", command, out)
 			}
+			out, err := d.Run(t.Context(), "run", "--rm", "--network=host", "--volume", newRepositories(t)+":/src:ro", "--entrypoint", "sh", imageOf(testbed.Graphload, v), "-ec", cloneRepositories)
+			require.NoError(t, err)
+			require.Equal(t, "from the submodule", out)
 		})
 	}
+}
+
+// cloneRepositories clones what newRepositories made as BuildKit's git source
+// does. That owner and transport are allowed is only for the test.
+const cloneRepositories = `
+git config --global safe.directory '*'
+git config --global protocol.file.allow always
+git clone -q --depth 1 file:///src/outer /tmp/outer
+cd /tmp/outer
+git submodule --quiet update --init --recursive --depth=1
+cat inner/note
+`
+
+// newRepositories returns a folder with the repository outer, which has the
+// repository inner as a submodule.
+func newRepositories(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	git := func(repo string, args ...string) string {
+		cmd := exec.CommandContext(t.Context(), "git", append([]string{"-c", "user.name=testbed", "-c", "user.email=testbed@localhost"}, args...)...)
+		cmd.Dir = filepath.Join(dir, repo)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "GIT_CONFIG_NOSYSTEM=1"}
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s: %s", cmd, out)
+		return strings.TrimSpace(string(out))
+	}
+	for repo, file := range map[string][2]string{
+		"inner": {"note", "from the submodule"},
+		"outer": {".gitmodules", "[submodule \"inner\"]\n\tpath = inner\n\turl = ../inner\n"},
+	} {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, repo), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, repo, file[0]), []byte(file[1]), 0o644))
+		git(repo, "init", "-q", "-b", "main")
+		git(repo, "add", file[0])
+		git(repo, "commit", "-q", "-m", "initial")
+	}
+	git("outer", "update-index", "--add", "--cacheinfo", "160000,"+git("inner", "rev-parse", "HEAD")+",inner")
+	git("outer", "commit", "-q", "-m", "submodule")
+	return dir
 }
 
 // TestDockerContainerUpgrade replaces the image below a builder: from upstream's
@@ -233,33 +327,35 @@ func TestDockerContainerUpgrade(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY rootfs /\nRUN echo made by a step > /made\n"), 0o600))
 
 	for i, flavor := range []testbed.Flavor{testbed.Upstream, testbed.Graphload, testbed.Upstream} {
-		b := newContainerBuilder(t, d, "v0.38.2", flavor)
-		version, err := d.Run(t.Context(), "exec", containerName, "buildkitd", "--version")
-		require.NoError(t, err)
-		require.Equal(t, flavor == testbed.Graphload, strings.Contains(version, "+graphload"), version)
-
-		before := histories(t, d)
-		require.Len(t, before, i, "builds of the daemons before this one")
-		out, err := b.Output(t.Context(), dir, nil, "build", "--progress", "plain", "--output", "type=cacheonly", ".")
-		require.NoError(t, err)
-		cached := strings.Count(out, " CACHED\n")
-		t.Logf("%s: %d steps from the cache, %d builds in the history before", flavor, cached, len(before))
-		if i == 0 {
-			require.Zero(t, cached, out)
-		} else {
-			require.Equal(t, 2, cached, "COPY and RUN: %s", out)
-		}
-		after := histories(t, d)
-		require.Len(t, after, i+1)
-		for _, ref := range before {
-			require.Contains(t, after, ref)
-		}
-		if i > 0 {
-			logs, err := d.Run(t.Context(), "exec", containerName, "buildctl", "debug", "logs", "--progress", "plain", before[0])
+		ok := t.Run(fmt.Sprintf("%d %s", i+1, flavor), func(t *testing.T) {
+			b := newContainerBuilder(t, d, "v0.38.2", imageOf(flavor, dist.Rootful))
+			version, err := d.Run(t.Context(), "exec", containerName, "buildkitd", "--version")
 			require.NoError(t, err)
-			require.Contains(t, logs, "RUN echo made by a step", "the log of the first build")
-		}
-		require.NoError(t, b.Close())
+			require.Equal(t, flavor == testbed.Graphload, strings.Contains(version, "+graphload"), version)
+
+			before := histories(t, d)
+			require.Len(t, before, i, "builds of the daemons before this one")
+			out, err := b.Output(t.Context(), dir, nil, "build", "--progress", "plain", "--output", "type=cacheonly", ".")
+			require.NoError(t, err)
+			cached := strings.Count(out, " CACHED\n")
+			t.Logf("%s: %d steps from the cache, %d builds in the history before", flavor, cached, len(before))
+			if i == 0 {
+				require.Zero(t, cached, out)
+			} else {
+				require.Equal(t, 2, cached, "COPY and RUN: %s", out)
+			}
+			after := histories(t, d)
+			require.Len(t, after, i+1)
+			for _, ref := range before {
+				require.Contains(t, after, ref)
+			}
+			if i > 0 {
+				logs, err := d.Run(t.Context(), "exec", containerName, "buildctl", "debug", "logs", "--progress", "plain", before[0])
+				require.NoError(t, err)
+				require.Contains(t, logs, "RUN echo made by a step", "the log of the first build")
+			}
+		})
+		require.True(t, ok, "the next one continues what this one left")
 	}
 }
 

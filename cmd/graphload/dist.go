@@ -33,7 +33,7 @@ func distCommand() *cli.Command {
 		Name:  "dist",
 		Usage: "write archives and images for linux/amd64 and linux/arm64, with bills of materials, provenance and checksums",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "dist", Usage: "folder to write to"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "dist", Usage: "folder to write to; an earlier release in it is removed"},
 			&cli.BoolFlag{Name: "no-image", Usage: "without images: no daemon is started"},
 			&cli.StringFlag{Name: "debian-snapshot", Usage: "state of Debian's archives for the images, as 20261123T000000Z (default: the current one)"},
 			&cli.BoolFlag{Name: "check", Usage: "do it again in a second folder, with an empty build cache, and compare"},
@@ -77,6 +77,9 @@ func installDistPackages(ctx context.Context) error {
 	return installMissing(ctx, pkgs)
 }
 
+// checksums is the file with the checksums of all others.
+const checksums = "SHA256SUMS"
+
 // distribution is what make dist writes.
 type distribution struct {
 	opt      assemble.Options
@@ -90,6 +93,8 @@ type distribution struct {
 
 	names    []string // of what has been written
 	deps     map[string]dist.Dependency
+	linked   map[string][]debian.Package // into binaries, by architecture
+	licenses []dist.File
 	images   *dist.ImageContext
 	archives map[string]*debian.Archive
 }
@@ -138,13 +143,18 @@ func sourceDateEpoch(ctx context.Context, root string) (time.Time, error) {
 
 // write writes everything.
 func (d *distribution) write(ctx context.Context, images bool) error {
-	d.names, d.deps = nil, map[string]dist.Dependency{}
-	d.images = &dist.ImageContext{Dir: filepath.Join(d.work, "context")}
+	d.names, d.deps, d.linked = nil, map[string]dist.Dependency{}, map[string][]debian.Package{}
+	t, err := writeTree(ctx, d.opt)
+	if err != nil {
+		return err
+	}
+	if d.images, err = dist.NewImageContext(filepath.Join(d.work, "context")); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
 		return errors.WithStack(err)
 	}
-	t, err := writeTree(ctx, d.opt)
-	if err != nil {
+	if err := removeRelease(d.dir); err != nil {
 		return err
 	}
 	d.depend(gomod.Module{Path: upstream.Module, Version: d.opt.Version, Sum: t.Upstream.Sum})
@@ -152,7 +162,7 @@ func (d *distribution) write(ctx context.Context, images bool) error {
 		if err := d.build(ctx, t, arch); err != nil {
 			return err
 		}
-		if err := d.writeArchive(t, arch); err != nil {
+		if err := d.writeArchive(arch); err != nil {
 			return err
 		}
 	}
@@ -164,7 +174,25 @@ func (d *distribution) write(ctx context.Context, images bool) error {
 	return d.writeProvenance(ctx)
 }
 
-// build builds the binaries of an architecture.
+// removeRelease removes a release from a folder: what it has and the next one
+// has not, such as images, would be taken for a part of that.
+func removeRelease(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	for _, e := range entries {
+		if ok, _ := filepath.Match("buildkit-*+graphload.*", e.Name()); !ok && e.Name() != checksums {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	return nil
+}
+
+// build builds the binaries of an architecture, and collects their licenses.
 func (d *distribution) build(ctx context.Context, t *assemble.Tree, arch string) error {
 	a, err := d.archive(ctx, arch)
 	if err != nil {
@@ -189,8 +217,15 @@ func (d *distribution) build(ctx context.Context, t *assemble.Tree, arch string)
 		}
 		d.depend(c.Module)
 		d.dependDebian(pkgs)
+		d.linked[arch] = append(d.linked[arch], pkgs...)
 	}
-	return nil
+	buildkit, err := dist.LicenseFiles("buildkit", t.Upstream.Dir)
+	if err != nil {
+		return err
+	}
+	components, err := b.Licenses(ctx)
+	d.licenses = append(buildkit, components...)
+	return err
 }
 
 // archive returns Debian's packages for an architecture.
@@ -214,19 +249,17 @@ func (d *distribution) name(suffix string) string {
 
 // writeArchive writes the archive of an architecture, in the layout of
 // BuildKit's own: it is unpacked to /usr/local.
-func (d *distribution) writeArchive(t *assemble.Tree, arch string) error {
+func (d *distribution) writeArchive(arch string) error {
 	files, err := installFiles(d.opt.Root, "/usr/local")
 	if err != nil {
 		return err
 	}
+	files = append(files, d.licenses...)
 	var bins []dist.Binary
 	for _, name := range append([]string{"buildkitd", "buildctl"}, componentNames()...) {
 		path := filepath.Join(d.images.BinDir(arch), name)
 		files = append(files, dist.File{Name: "bin/" + name, Path: path, Mode: 0o755})
 		bins = append(bins, dist.Binary{Name: "bin/" + name, Path: path, Version: d.binaryVersion(name)})
-	}
-	for name, dir := range map[string]string{"buildkit": t.Upstream.Dir} {
-		files = append(files, dist.File{Name: "share/doc/graphload/LICENSE." + name, Path: filepath.Join(dir, "LICENSE"), Mode: 0o644})
 	}
 	name := d.name("linux-" + arch + ".tar.gz")
 	progressf("writing %s", name)
@@ -237,7 +270,7 @@ func (d *distribution) writeArchive(t *assemble.Tree, arch string) error {
 	if err := d.writeFile(name, buf.Bytes()); err != nil {
 		return err
 	}
-	sbom, err := dist.SBOM(dist.Contents{Name: name, Version: version(d.opt), Revision: d.revision, Binaries: bins, Created: d.epoch})
+	sbom, err := dist.SBOM(dist.Contents{Name: name, Version: version(d.opt), Revision: d.revision, Binaries: bins, Packages: d.linked[arch], Created: d.epoch})
 	if err != nil {
 		return err
 	}
@@ -287,7 +320,7 @@ func (d *distribution) writeProvenance(ctx context.Context) error {
 	commit := strings.TrimSuffix(d.revision, ".m")
 	b := dist.Build{
 		Parameters: map[string]any{"upstream": d.opt.Version, "revision": d.revision, "sourceDateEpoch": d.epoch.Unix(), "debian": d.mirror.Archive},
-		Internal:   map[string]any{"go": runtime.Version()},
+		Internal:   map[string]any{"go": dist.Toolchain},
 		Dependencies: []dist.Dependency{
 			{Name: "graphload", URI: "git+https://" + modulePath + "@" + commit, Digest: map[string]string{"gitCommit": commit}},
 		},
@@ -313,7 +346,7 @@ func (d *distribution) writeProvenance(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(d.dir, "SHA256SUMS"), sums); err != nil {
+	if err := writeFile(filepath.Join(d.dir, checksums), sums); err != nil {
 		return err
 	}
 	fmt.Printf("%s", sums)
@@ -339,7 +372,7 @@ func (d *distribution) check(ctx context.Context, images bool) (retErr error) {
 		return err
 	}
 	var differ []string
-	for _, name := range append(slices.Clip(d.names), "SHA256SUMS") {
+	for _, name := range append(slices.Clip(d.names), checksums) {
 		first, err := dist.SHA256(filepath.Join(d.dir, name))
 		if err != nil {
 			return err
@@ -381,6 +414,11 @@ func (d *distribution) writeImages(ctx context.Context) (retErr error) {
 	open := func(arch string) (*debian.Archive, error) { return d.archive(ctx, arch) }
 	progressf("fetching packages of Debian")
 	if err := d.images.Prepare(ctx, filepath.Join(d.opt.Root, "packaging", "image"), archs, open); err != nil {
+		return err
+	}
+	d.dependDebian(d.images.Tools)
+	own := dist.File{Name: dist.LicenseDir + "LICENSE", Path: filepath.Join(d.opt.Root, "LICENSE")}
+	if err := d.images.AddLicenses(append(slices.Clip(d.licenses), own)); err != nil {
 		return err
 	}
 	if _, err := buildBinaries(ctx, d.opt, false); err != nil {
@@ -429,9 +467,11 @@ func (d *distribution) writeImages(ctx context.Context) (retErr error) {
 	return nil
 }
 
-// imageName is the name that an image has when it is loaded.
+// imageName is the name that an image has when it is loaded. Its registry does
+// not exist and never will (RFC 2606), because buildx first tries to pull what
+// it then runs with all privileges, and takes the loaded image when it cannot.
 func imageName(opt assemble.Options, v dist.Variant) string {
-	name := "graphload/buildkit:" + opt.Version
+	name := "graphload.invalid/buildkit:" + opt.Version
 	if v == dist.Rootless {
 		name += "-rootless"
 	}
@@ -462,6 +502,7 @@ func (d *distribution) writeImageSBOM(image string, v dist.Variant, arch string)
 	}
 	pkgs := d.images.PackagesOf(arch, v)
 	d.dependDebian(pkgs)
+	pkgs = append(pkgs, d.linked[arch]...)
 	name := strings.TrimSuffix(image, ".oci.tar") + ".linux-" + arch + ".oci.spdx.json"
 	sbom, err := dist.SBOM(dist.Contents{Name: image + " linux/" + arch, Version: version(d.opt), Revision: d.revision, Binaries: bins, Packages: pkgs, Created: d.epoch})
 	if err != nil {

@@ -5,10 +5,13 @@ package kubernetes
 import (
 	"bufio"
 	"bytes"
+	stderrors "errors"
+	"fmt"
 	"io"
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -53,6 +56,62 @@ func decode(dt []byte) ([]runtime.Object, error) {
 	}
 }
 
+// values are those of the types of the API that have no others. A type that the
+// manifests use and that is missing here is an error, too.
+var values = map[reflect.Type][]string{
+	reflect.TypeFor[corev1.AppArmorProfileType]():        {"Localhost", "RuntimeDefault", "Unconfined"},
+	reflect.TypeFor[corev1.PersistentVolumeAccessMode](): {"ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"},
+	reflect.TypeFor[corev1.Protocol]():                   {"SCTP", "TCP", "UDP"},
+	reflect.TypeFor[corev1.ResourceName]():               {"cpu", "ephemeral-storage", "memory", "storage"},
+	reflect.TypeFor[corev1.SeccompProfileType]():         {"Localhost", "RuntimeDefault", "Unconfined"},
+	reflect.TypeFor[appsv1.PodManagementPolicyType]():    {"OrderedReady", "Parallel"},
+	reflect.TypeFor[networkingv1.PolicyType]():           {"Egress", "Ingress"},
+}
+
+// validate looks for required fields that are missing, which are those that the
+// API does not omit when they are empty, and for values that a type has not.
+func validate(path string, v reflect.Value) (errs []error) {
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			errs = validate(path, v.Elem())
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			errs = append(errs, validate(fmt.Sprintf("%s[%d]", path, i), v.Index(i))...)
+		}
+	case reflect.Map:
+		for _, key := range v.MapKeys() {
+			errs = append(errs, validate(fmt.Sprintf("%s[%s]", path, key), key)...)
+			errs = append(errs, validate(fmt.Sprintf("%s[%s]", path, key), v.MapIndex(key))...)
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			tag, ok := v.Type().Field(i).Tag.Lookup("json")
+			if !ok { // of a type that is written in a form of its own, as quantities are
+				continue
+			}
+			name, options, _ := strings.Cut(tag, ",")
+			field := strings.TrimSuffix(path+"."+name, ".") // inline fields have no name
+			if !v.Field(i).IsZero() {
+				errs = append(errs, validate(field, v.Field(i))...)
+			} else if name != "" && options == "" {
+				errs = append(errs, errors.Errorf("%s is missing", field))
+			}
+		}
+	case reflect.String:
+		if known := values[v.Type()]; v.Type() != reflect.TypeFor[string]() && !slices.Contains(known, v.String()) {
+			errs = append(errs, errors.Errorf("%s is %s, a %s is one of %v", path, v, v.Type(), known))
+		}
+	}
+	return errs
+}
+
+// mistakes are all that are found in an object.
+func mistakes(obj runtime.Object) error {
+	return stderrors.Join(validate(obj.GetObjectKind().GroupVersionKind().Kind, reflect.ValueOf(obj))...)
+}
+
 func TestManifests(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("*.yaml")
@@ -68,6 +127,7 @@ func TestManifests(t *testing.T) {
 
 			sets, services, policies := map[string]*appsv1.StatefulSet{}, map[string]*corev1.Service{}, 0
 			for _, obj := range objs {
+				require.NoError(t, mistakes(obj))
 				meta, ok := obj.(metav1.Object)
 				require.True(t, ok)
 				require.Empty(t, validation.IsDNS1123Label(meta.GetName()), meta.GetName())
@@ -157,5 +217,34 @@ func TestManifestsStrict(t *testing.T) {
 		require.True(t, bytes.Contains(dt, []byte(old)), old)
 		_, err := decode(bytes.Replace(dt, []byte(old), []byte(new), 1))
 		require.Error(t, err, new)
+	}
+}
+
+// TestManifestsValid has mistakes that the types alone allow.
+func TestManifestsValid(t *testing.T) {
+	t.Parallel()
+	dt, err := os.ReadFile("buildkitd.yaml")
+	require.NoError(t, err)
+	for old, want := range map[string]struct{ new, err string }{
+		"        - name: buildkitd\n          image": {"        - image", "StatefulSet.spec.template.spec.containers[0].name is missing"},
+		"              mountPath: /certs\n":          {"", "StatefulSet.spec.template.spec.containers[0].volumeMounts[2].mountPath is missing"},
+		"              containerPort: 1234\n":        {"", "StatefulSet.spec.template.spec.containers[0].ports[0].containerPort is missing"},
+		"  serviceName: buildkitd\n":                 {"", "StatefulSet.spec.serviceName is missing"},
+		"      port: 1234\n":                         {"", "Service.spec.ports[0].port is missing"},
+		"accessModes: [ReadWriteOnce]":               {"accessModes: [ReadWriteTwice]", "StatefulSet.spec.volumeClaimTemplates[0].spec.accessModes[0] is ReadWriteTwice"},
+		"podManagementPolicy: Parallel":              {"podManagementPolicy: parallel", "StatefulSet.spec.podManagementPolicy is parallel"},
+		"policyTypes: [Ingress]":                     {"policyTypes: [Inbound]", "NetworkPolicy.spec.policyTypes[0] is Inbound"},
+		"      protocol: TCP":                        {"      protocol: tcp", "Service.spec.ports[0].protocol is tcp"},
+		`cpu: "1"`:                                   {`cpus: "1"`, "StatefulSet.spec.template.spec.containers[0].resources.requests[cpus] is cpus"},
+		"  clusterIP: None":                          {"  type: HeadlessService", "Service.spec.type is HeadlessService"},
+	} {
+		require.True(t, bytes.Contains(dt, []byte(old)), old)
+		objs, err := decode(bytes.Replace(dt, []byte(old), []byte(want.new), 1))
+		require.NoError(t, err, want.err)
+		var found []error
+		for _, obj := range objs {
+			found = append(found, mistakes(obj))
+		}
+		require.ErrorContains(t, stderrors.Join(found...), want.err)
 	}
 }

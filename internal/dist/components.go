@@ -3,8 +3,10 @@ package dist
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/graphload/graphload/internal/debian"
 	"github.com/graphload/graphload/internal/gomod"
@@ -46,9 +48,43 @@ var Components = []Component{
 	{Name: "rootlesskit", Module: rootlesskit, pkg: "./cmd/rootlesskit", Image: true},
 }
 
+// Toolchain is the release of Go that builds a release, whichever the machine
+// has: the go command fetches it as a module. It is the newest one that has the
+// fixes of the standard library.
+const Toolchain = "go1.26.10"
+
 // releaseEnv is the environment of the go command for a release: what a user
 // has set must not get into it.
-var releaseEnv = []string{"GOFLAGS=", "GOEXPERIMENT=", "GOAMD64=v1", "GOARM64=v8.0", "GOOS=linux", "CGO_ENABLED=0"}
+var releaseEnv = []string{
+	"GOENV=off", // what go env -w has written
+	"GOTOOLCHAIN=" + Toolchain, "GOROOT=", "GOFLAGS=", "GODEBUG=", "GOEXPERIMENT=", "GOFIPS140=off", "GOCACHEPROG=", "GO_EXTLINK_ENABLED=",
+	"GOOS=linux", "GOAMD64=v1", "GOARM64=v8.0",
+	"CGO_ENABLED=0", "CGO_CFLAGS=", "CGO_CPPFLAGS=", "CGO_CXXFLAGS=", "CGO_FFLAGS=", "CGO_LDFLAGS=",
+	"AR=", "CC=", "CXX=", "FC=", "PKG_CONFIG=", "PKG_CONFIG_PATH=",
+	"CPATH=", "C_INCLUDE_PATH=", "LIBRARY_PATH=",
+}
+
+// sourceEnv returns the variables that say where modules come from and where
+// they are kept, also as go env -w has written them. Modules have checksums, so
+// it makes no difference which.
+func sourceEnv(ctx context.Context) ([]string, error) {
+	names := []string{
+		"GOPROXY", "GOPRIVATE", "GONOPROXY", "GONOSUMDB", "GOSUMDB", "GOINSECURE", "GOVCS", "GOAUTH",
+		"GOPATH", "GOMODCACHE", "GOCACHE", "GOTMPDIR",
+	}
+	dt, err := exec.CommandContext(ctx, "go", append([]string{"env"}, names...)...).Output()
+	if err != nil {
+		return nil, errors.Wrap(err, "go env")
+	}
+	values := strings.Split(strings.TrimSuffix(string(dt), "\n"), "\n")
+	if len(values) != len(names) {
+		return nil, errors.Errorf("go env has %d values for %d names", len(values), len(names))
+	}
+	for i, name := range names {
+		values[i] = name + "=" + values[i]
+	}
+	return values, nil
+}
 
 // Builder builds binaries for a platform.
 type Builder struct {
@@ -64,8 +100,12 @@ func (b *Builder) Build(ctx context.Context, dir, pkg, name, ldflags string, env
 	if err := os.MkdirAll(b.Dir, 0o755); err != nil {
 		return errors.WithStack(err)
 	}
+	source, err := sourceEnv(ctx)
+	if err != nil {
+		return err
+	}
 	return gomod.Build(ctx, dir, pkg, filepath.Join(b.Dir, name), "-buildid= "+ldflags,
-		slices.Concat(releaseEnv, []string{"GOARCH=" + b.Arch}, b.Env, env))
+		slices.Concat(releaseEnv, source, []string{"GOARCH=" + b.Arch}, b.Env, env))
 }
 
 // BuildComponent builds a component, and returns the packages of Debian that
@@ -78,11 +118,26 @@ func (b *Builder) BuildComponent(ctx context.Context, c Component) ([]debian.Pac
 	if !c.cgo {
 		return nil, b.Build(ctx, src, c.pkg, c.Name, "")
 	}
-	env, pkgs, err := b.cgoEnv(ctx)
+	sysroot, pkgs, err := b.sysroot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return pkgs, b.Build(ctx, src, c.pkg, c.Name, "-linkmode external -extldflags -static", env...)
+	return pkgs, b.buildStatic(ctx, src, c.pkg, c.Name, sysroot)
+}
+
+// buildStatic builds a package with parts in C that is linked with what is in
+// sysroot and with the C library of the machine.
+func (b *Builder) buildStatic(ctx context.Context, dir, pkg, name, sysroot string) error {
+	triplet := Architectures[b.Arch]
+	lib := filepath.Join(sysroot, "usr", "lib", triplet)
+	return b.Build(ctx, dir, pkg, name, "-linkmode external -extldflags -static",
+		"CGO_ENABLED=1", "CC="+triplet+"-gcc",
+		"CGO_CFLAGS=-O2 -I"+filepath.Join(sysroot, "usr", "include"),
+		"CGO_LDFLAGS=-O2 -L"+lib,
+		"LIBRARY_PATH="+lib, // an empty one is the current folder
+		"PKG_CONFIG_LIBDIR="+filepath.Join(lib, "pkgconfig"),
+		"PKG_CONFIG_SYSROOT_DIR="+sysroot,
+	)
 }
 
 // CachedComponent builds a component, unless the file is in the folder cache,
@@ -103,32 +158,31 @@ func (b *Builder) CachedComponent(ctx context.Context, c Component, cache string
 	return copyFile(file, filepath.Join(b.Dir, c.Name), 0o755)
 }
 
-// cgoEnv is the environment for a static binary with libseccomp.
-func (b *Builder) cgoEnv(ctx context.Context) ([]string, []debian.Package, error) {
-	const lib = "libseccomp-dev"
-	pkgs, err := b.Archive.Resolve(ctx, []string{lib}, nil)
+// seccomp is the package of Debian that is linked into runc.
+const seccomp = "libseccomp-dev"
+
+// sysroot unpacks what runc is linked with.
+func (b *Builder) sysroot(ctx context.Context) (string, []debian.Package, error) {
+	pkgs, err := b.Archive.Resolve(ctx, []string{seccomp}, nil)
 	if err != nil {
-		return nil, nil, err
+		return "", nil, err
 	}
-	pkgs = slices.DeleteFunc(pkgs, func(p debian.Package) bool { return p.Name != lib })
+	pkgs = slices.DeleteFunc(pkgs, func(p debian.Package) bool { return p.Name != seccomp })
 	files, err := b.Archive.Fetch(ctx, pkgs)
 	if err != nil {
-		return nil, nil, err
+		return "", nil, err
 	}
-	sysroot := filepath.Join(b.Work, "sysroot", b.Arch)
-	if err := os.MkdirAll(sysroot, 0o755); err != nil {
-		return nil, nil, errors.WithStack(err)
+	dir := filepath.Join(b.Work, "sysroot", b.Arch)
+	if err := emptyDir(dir); err != nil {
+		return "", nil, err
 	}
-	if err := debian.Unpack(ctx, sysroot, files...); err != nil {
-		return nil, nil, err
+	return dir, pkgs, debian.Unpack(ctx, dir, files...)
+}
+
+// emptyDir makes a folder that has nothing of an earlier build.
+func emptyDir(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return errors.WithStack(err)
 	}
-	triplet := Architectures[b.Arch]
-	lib64 := filepath.Join(sysroot, "usr", "lib", triplet)
-	return []string{
-		"CGO_ENABLED=1", "CC=" + triplet + "-gcc",
-		"CGO_CFLAGS=-O2 -I" + filepath.Join(sysroot, "usr", "include"),
-		"CGO_LDFLAGS=-O2 -L" + lib64,
-		"PKG_CONFIG_LIBDIR=" + filepath.Join(lib64, "pkgconfig"),
-		"PKG_CONFIG_SYSROOT_DIR=" + sysroot,
-	}, pkgs, nil
+	return errors.WithStack(os.MkdirAll(dir, 0o755))
 }

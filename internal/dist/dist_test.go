@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -105,6 +106,82 @@ func TestChecksums(t *testing.T) {
 	dt, err := Checksums(dir, []string{"b", "a"})
 	require.NoError(t, err)
 	require.Equal(t, "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb  a\n3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d  b\n", string(dt))
+}
+
+// TestReleaseEnv builds twice, the second time with an environment that would
+// change what is built.
+func TestReleaseEnv(t *testing.T) {
+	src := t.TempDir()
+	for name, content := range map[string]string{
+		"go.mod":     "module example.com/m\n\ngo 1.26\n",
+		"pure/m.go":  "package main\n\nimport _ \"crypto/sha256\"\n\nfunc main() { println(1) }\n",
+		"cgo/m.go":   "package main\n\n/*\n#if __has_include(<user.h>) || defined(USER)\nint v = 1;\n#else\nint v = 0;\n#endif\n*/\nimport \"C\"\n\nfunc main() { println(C.v) }\n",
+		"inc/user.h": "",
+		"goenv":      "GOFLAGS=-gcflags=all=-N\nGOAMD64=v3\n",
+	} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(src, name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(src, name), []byte(content), 0o600))
+	}
+	build := func() (sums []string) {
+		b := &Builder{Arch: runtime.GOARCH, Dir: t.TempDir()}
+		require.NoError(t, b.Build(t.Context(), src, "./pure", "pure", ""))
+		require.NoError(t, b.buildStatic(t.Context(), src, "./cgo", "cgo", t.TempDir()))
+		for _, name := range []string{"pure", "cgo"} {
+			sum, err := SHA256(filepath.Join(b.Dir, name))
+			require.NoError(t, err)
+			sums = append(sums, sum)
+		}
+		return sums
+	}
+	if _, err := exec.LookPath(Architectures[runtime.GOARCH] + "-gcc"); err != nil {
+		t.Skip(err)
+	}
+	first := build()
+	for name, value := range map[string]string{
+		"GOENV": filepath.Join(src, "goenv"), "GOFLAGS": "-race", "GOEXPERIMENT": "fieldtrack", "GOFIPS140": "latest", "GOAMD64": "v2", "GODEBUG": "gotypesalias=0",
+		"CGO_CPPFLAGS": "-DUSER", "CGO_LDFLAGS": "-Wl,--build-id=0x1234", "CPATH": filepath.Join(src, "inc"), "CC": "false", "PKG_CONFIG": "false", "GO_EXTLINK_ENABLED": "1",
+	} {
+		t.Setenv(name, value)
+	}
+	require.Equal(t, first, build())
+}
+
+// TestImageContext has nothing of an earlier build in a context.
+func TestImageContext(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	left := filepath.Join(dir, "amd64", "bin", "buildkitd.tmp")
+	require.NoError(t, os.MkdirAll(filepath.Dir(left), 0o755))
+	require.NoError(t, os.WriteFile(left, nil, 0o600))
+	c, err := NewImageContext(dir)
+	require.NoError(t, err)
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, entries)
+
+	require.NoError(t, c.AddLicenses([]File{{Name: "share/doc/graphload/LICENSE.runc", Data: []byte("license")}}))
+	dt, err := os.ReadFile(filepath.Join(dir, "licenses", "LICENSE.runc"))
+	require.NoError(t, err)
+	require.Equal(t, "license", string(dt))
+}
+
+func TestLicenseFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	_, err := LicenseFiles("runc", dir)
+	require.ErrorContains(t, err, "no license")
+	for _, name := range []string{"LICENSE", "NOTICE.md", "Copying", "README.md", "license.go"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+	}
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "LICENSES"), 0o755))
+	files, err := LicenseFiles("runc", dir)
+	require.NoError(t, err)
+	var names []string
+	for _, f := range files {
+		names = append(names, f.Name)
+		require.FileExists(t, f.Path)
+	}
+	require.ElementsMatch(t, []string{"share/doc/graphload/LICENSE.runc", "share/doc/graphload/NOTICE.md.runc", "share/doc/graphload/Copying.runc"}, names)
 }
 
 // TestSBOM lists a small command of this repository as the binary of an

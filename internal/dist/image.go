@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -54,6 +55,13 @@ var notInImage = []string{
 type ImageContext struct {
 	Dir      string
 	Packages map[string]map[string][]debian.Package // by architecture and folder
+	Tools    []debian.Package                       // that unpack them, and are not in the images
+}
+
+// NewImageContext returns the context in a folder, of which it removes what is
+// there.
+func NewImageContext(dir string) (*ImageContext, error) {
+	return &ImageContext{Dir: dir}, emptyDir(dir)
 }
 
 // BinDir is the folder with binaries for an architecture.
@@ -68,6 +76,28 @@ func (c *ImageContext) PackagesOf(arch string, v Variant) []debian.Package {
 		folder = "rootless"
 	}
 	return slices.Concat(c.Packages[arch]["all"], c.Packages[arch][folder])
+}
+
+// AddLicenses puts licenses into the context.
+func (c *ImageContext) AddLicenses(files []File) error {
+	dir := filepath.Join(c.Dir, "licenses")
+	if err := emptyDir(dir); err != nil {
+		return err
+	}
+	for _, f := range files {
+		dt, err := f.content()
+		if err != nil {
+			return err
+		}
+		dst := filepath.Join(dir, path.Base(f.Name))
+		if err := os.WriteFile(dst, dt, 0o644); err != nil {
+			return errors.WithStack(err)
+		}
+		if err := os.Chmod(dst, 0o644); err != nil { // the umask does not apply
+			return errors.WithStack(err)
+		}
+	}
+	return nil
 }
 
 // Prepare puts scripts, and the packages of the architectures, into the
@@ -120,11 +150,8 @@ func (c *ImageContext) addPackages(ctx context.Context, a *debian.Archive, arch 
 			return err
 		}
 		dir := filepath.Join(c.Dir, arch, "debs", folder)
-		if err := os.RemoveAll(dir); err != nil {
-			return errors.WithStack(err)
-		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return errors.WithStack(err)
+		if err := emptyDir(dir); err != nil {
+			return err
 		}
 		for _, file := range files {
 			if err := copyFile(file, filepath.Join(dir, filepath.Base(file)), 0o644); err != nil {
@@ -149,12 +176,10 @@ func (c *ImageContext) addTools(ctx context.Context, a *debian.Archive) error {
 	if err != nil {
 		return err
 	}
+	c.Tools = pkgs
 	dir := filepath.Join(c.Dir, "tools")
-	if err := os.RemoveAll(dir); err != nil {
-		return errors.WithStack(err)
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return errors.WithStack(err)
+	if err := emptyDir(dir); err != nil {
+		return err
 	}
 	return debian.Unpack(ctx, dir, files...)
 }

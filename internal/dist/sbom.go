@@ -34,7 +34,7 @@ type Contents struct {
 	Version  string
 	Revision string // of the repository
 	Binaries []Binary
-	Packages []debian.Package
+	Packages []debian.Package // that are in it, or linked into a binary
 	Created  time.Time
 }
 

@@ -3,8 +3,10 @@ package fuzz
 
 import (
 	"context"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -26,13 +28,31 @@ var Targets = []Target{
 	{Name: "FuzzParse", Pkg: "./internal/seam"},
 }
 
-// Run runs a target for some time in the repository at root, or in its tree. New
-// inputs are kept in the build cache, those that fail in testdata of the
-// package.
+// Failing is the folder with the inputs that have failed in the repository at
+// root: testdata of the package, or for targets in the tree, of which the next
+// command removes what it does not know, a folder beside the trees.
+func (t Target) Failing(root string) string {
+	if t.Tree {
+		return filepath.Join(root, "build", "fuzz", t.Name)
+	}
+	return t.testdata(root)
+}
+
+// testdata is where the go command keeps inputs that fail, and reads them.
+func (t Target) testdata(dir string) string {
+	return filepath.Join(dir, filepath.FromSlash(t.Pkg), "testdata", "fuzz", t.Name)
+}
+
+// Run runs a target for some time in the repository at root, or in its tree,
+// with the inputs that have failed before first. New inputs are kept in the
+// build cache, those that fail in the folder Failing.
 func Run(ctx context.Context, t Target, root, tree string, d time.Duration) error {
 	dir := root
 	if t.Tree {
 		dir = tree
+		if err := link(t.testdata(tree), t.Failing(root)); err != nil {
+			return err
+		}
 	}
 	// by default a minute is spent on making each new input small
 	args := []string{"test", "-buildvcs=false", "-run", "^$", "-fuzz", "^" + t.Name + "$", "-fuzztime", d.String(), "-fuzzminimizetime", "100x"}
@@ -45,5 +65,22 @@ func Run(ctx context.Context, t Target, root, tree string, d time.Duration) erro
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = 10 * time.Second
-	return errors.Wrapf(cmd.Run(), "%s in %s", t.Name, t.Pkg)
+	err := cmd.Run()
+	if failing, _ := os.ReadDir(t.Failing(root)); err != nil && len(failing) > 0 {
+		return errors.Wrapf(err, "%s in %s: inputs that fail are in %s, and graphload fuzz --target %s --time 1s runs them again", t.Name, t.Pkg, t.Failing(root), t.Name)
+	}
+	return errors.Wrapf(err, "%s in %s", t.Name, t.Pkg)
+}
+
+// link makes path a link to the folder target.
+func link(path, target string) error {
+	for _, dir := range []string{target, filepath.Dir(path)} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(os.Symlink(target, path))
 }
