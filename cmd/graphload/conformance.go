@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,13 +24,13 @@ func conformanceCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "suite", Usage: "folders of packages: " + strings.Join(conformance.Suites, ", ") + " (default: all)"},
 			&cli.StringFlag{Name: "run", Usage: "only tests that match, as with go test -run"},
-			&cli.StringFlag{Name: "worker", Value: "oci", Usage: "worker of the daemons: oci or containerd"},
+			&cli.StringFlag{Name: "worker", Value: "oci", Usage: "worker of the daemons: " + strings.Join(conformance.Workers, " or ")},
 			&cli.StringFlag{Name: "shard", Usage: "run part `I/N` of the tests"},
 			&cli.IntFlag{Name: "retries", Value: 3, Usage: "how often tests that differ are run again"},
 			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Hour, Usage: "for the tests of one package"},
 			&cli.BoolFlag{Name: "race", Usage: "use daemons with the race detector"},
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "folder for the reports (default: build/conformance)"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "folder for the reports (default: one in build/conformance, for release, worker, race detector and shard)"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			opt, err := options(cmd)
@@ -38,8 +40,12 @@ func conformanceCommand() *cli.Command {
 			if os.Getuid() != 0 {
 				return errors.New("the tests of the OCI worker need root")
 			}
-			if err := installPackages(ctx); err != nil {
-				return err
+			pkgs := maps.Clone(debianPackages)
+			switch worker := cmd.String("worker"); {
+			case !slices.Contains(conformance.Workers, worker):
+				return errors.Errorf("no worker %q, there are: %s", worker, strings.Join(conformance.Workers, ", "))
+			case worker == "containerd":
+				maps.Copy(pkgs, containerdPackages)
 			}
 			c := conformance.Options{
 				Run:      cmd.String("run"),
@@ -58,13 +64,16 @@ func conformanceCommand() *cli.Command {
 			if c.Shards > 1 && c.Run != "" {
 				return errors.New("--shard and --run exclude each other")
 			}
+			race := cmd.Bool("race")
 			if c.Output == "" {
-				c.Output = filepath.Join(opt.Root, "build", "conformance")
+				c.Output = filepath.Join(opt.Root, "build", "conformance", conformanceName(opt.Version, race, c))
+			}
+			if err := installMissing(ctx, pkgs); err != nil {
+				return err
 			}
 			if c.Registry, err = testbed.RegistryBinary(ctx); err != nil {
 				return err
 			}
-			race := cmd.Bool("race")
 			for flavor := range c.Trees {
 				opt.Pristine = flavor == conformance.Upstream
 				if c.Trees[flavor], err = writeTree(ctx, opt); err != nil {
@@ -84,15 +93,39 @@ func conformanceCommand() *cli.Command {
 				return err
 			}
 			fmt.Print(report.Markdown())
+			failures := report.Void
 			if n := len(report.Regressions()); n > 0 {
-				return errors.Errorf("%d tests pass with upstream's daemon only: see %s", n, c.Output)
+				failures = append(failures, fmt.Sprintf("%d tests pass with upstream's daemon only", n))
 			}
 			if n := len(report.Races.New); n > 0 {
-				return errors.Errorf("%d data races that upstream's daemon does not have: see %s", n, c.Output)
+				failures = append(failures, fmt.Sprintf("%d data races that upstream's daemon does not have", n))
+			}
+			if len(failures) > 0 {
+				return errors.Errorf("%s: see %s", strings.Join(failures, "; "), c.Output)
 			}
 			return nil
 		},
 	}
+}
+
+// containerdPackages are what the harness starts beside buildkitd for its
+// containerd worker.
+var containerdPackages = map[string]string{
+	"containerd":              "containerd",
+	"containerd-shim-runc-v2": "containerd",
+}
+
+// conformanceName names the folder of the reports, so that runs that differ do not
+// replace each other's.
+func conformanceName(version string, race bool, c conformance.Options) string {
+	parts := []string{version, c.Worker}
+	if race {
+		parts = append(parts, "race")
+	}
+	if c.Shards > 1 {
+		parts = append(parts, fmt.Sprintf("%dof%d", c.Shard, c.Shards))
+	}
+	return strings.Join(parts, "-")
 }
 
 // parseShard parses I/N.

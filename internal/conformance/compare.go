@@ -1,5 +1,7 @@
 package conformance
 
+import "slices"
+
 // Verdict is what comes out of comparing one test.
 type Verdict string
 
@@ -26,7 +28,7 @@ type Difference struct {
 }
 
 // candidates returns the tests that upstream passes and ours does not, or that
-// only ours has and fails. A test is not returned when one below it is: it
+// upstream skips or does not have and ours fails. A test is not returned when one below it is: it
 // failed with that.
 func candidates(up, gl Results) []string {
 	var out []string
@@ -47,10 +49,10 @@ func candidates(up, gl Results) []string {
 	return out
 }
 
-// worse tells if ours did not pass where upstream did, or where it has no such
-// test.
+// worse tells if ours did not pass where upstream did, or failed where it has no
+// such test or skips it.
 func worse(up, gl Status) bool {
-	return up == Pass && gl != Pass || up == Missing && (gl == Fail || gl == Unfinished)
+	return up == Pass && gl != Pass || (up == Missing || up == Skip) && (gl == Fail || gl == Unfinished)
 }
 
 // improved returns the tests without others below that only ours passes.
@@ -68,13 +70,16 @@ func improved(up, gl Results) []string {
 // judge decides about a test that differed in the first run, which both lists
 // start with. It is a regression unless, when tried again, ours passes as often
 // as upstream, or both pass some times and fail others.
+// A test that upstream never started is wanted to pass, and one that it skips to
+// pass or be skipped.
 func judge(up, gl []Status) Verdict {
+	added := !slices.ContainsFunc(up, func(s Status) bool { return s != Missing })
 	tries, wanted, passed := len(gl)-1, 0, 0
 	for i := 1; i < len(gl); i++ {
-		if gl[i] == Pass {
+		if gl[i] == Pass || gl[i] == Skip && up[i] == Skip {
 			passed++
 		}
-		if up[i] == Pass || up[0] == Missing {
+		if up[i] == Pass || up[i] == Skip || added {
 			wanted++
 		}
 	}

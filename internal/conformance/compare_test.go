@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/seam"
 	"github.com/stretchr/testify/require"
 )
 
@@ -48,9 +50,14 @@ func TestCandidates(t *testing.T) {
 			gl:   map[string]Status{"A": Pass, "B": Unfinished},
 			want: []string{"C", "B"},
 		},
-		"what upstream skips or fails": {
-			up: map[string]Status{"A": Skip, "B": Fail, "C": Unfinished},
-			gl: map[string]Status{"A": Fail, "B": Unfinished, "C": Missing},
+		"what upstream skips": {
+			up:   map[string]Status{"A": Skip, "B": Skip, "C": Skip, "D": Skip},
+			gl:   map[string]Status{"A": Fail, "B": Unfinished, "C": Pass, "D": Skip},
+			want: []string{"B", "A"},
+		},
+		"what upstream fails": {
+			up: map[string]Status{"B": Fail, "C": Unfinished},
+			gl: map[string]Status{"B": Unfinished, "C": Missing},
 		},
 		"an added test": {
 			up:   map[string]Status{},
@@ -91,6 +98,10 @@ func TestJudge(t *testing.T) {
 		"added and fails":          {[]Status{Missing, Missing}, []Status{Fail, Fail}, Regression},
 		"added and fails at times": {[]Status{Missing, Missing, Missing}, []Status{Fail, Pass, Fail}, Regression},
 		"added and failed once":    {[]Status{Missing, Missing}, []Status{Fail, Pass}, Unsteady},
+		"not started once":         {[]Status{Missing, Fail, Fail}, []Status{Fail, Fail, Fail}, Unsteady},
+		"skipped and fails":        {[]Status{Skip, Skip}, []Status{Fail, Fail}, Regression},
+		"skipped and failed once":  {[]Status{Skip, Skip, Skip}, []Status{Fail, Skip, Pass}, Unsteady},
+		"skips":                    {[]Status{Pass, Pass}, []Status{Skip, Skip}, Regression},
 		"crashes":                  {[]Status{Pass, Pass}, []Status{Missing, Missing}, Regression},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -150,13 +161,188 @@ func TestSelect(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Suites, all)
 
-	some, err := Select([]string{"./util/...", "client", "./client"})
-	require.ErrorContains(t, err, `no suite "util/..."`)
+	some, err := Select([]string{"./utility/...", "client", "./client"})
+	require.ErrorContains(t, err, `no suite "utility"`)
 	require.Nil(t, some)
 
-	some, err = Select([]string{"./util", "client", "./client/"})
+	some, err = Select([]string{"./util/...", "client", "solver/...", "./client/"})
 	require.NoError(t, err)
-	require.Equal(t, []string{"client", "util"}, some)
+	require.Equal(t, []string{"client", "solver", "util"}, some)
+}
+
+func TestSuiteOf(t *testing.T) {
+	for pkg, suite := range map[string]string{
+		"client":                         "client",
+		"client/llb":                     "client",
+		"frontend":                       "frontend",
+		"frontend/attestations":          "frontend",
+		"frontend/dockerfile/parser":     "frontend/dockerfile",
+		"frontend/gateway/client":        "frontend/gateway",
+		"util/testutil/integration/more": "util",
+		"clients":                        "",
+	} {
+		require.Equal(t, suite, suiteOf(pkg), pkg)
+	}
+}
+
+func TestHarnessTests(t *testing.T) {
+	dir := t.TempDir()
+	for name, src := range map[string]string{
+		"a_test.go": `package p
+import "github.com/moby/buildkit/util/testutil/integration"
+func TestDirectIntegration(t *testing.T) { integration.Run(t, nil) }
+func TestUnit(t *testing.T) { helper(); TestUnit(t) }
+func all(t *testing.T) { if true { func() { integration.Run(t, nil) }() } }
+func testOne(t *testing.T, sb integration.Sandbox) {}
+`,
+		"b_test.go": `package p
+func TestThroughHelper(t *testing.T) { some(t) }
+func some(t *testing.T) { all(t) }
+func TestOther(t *testing.T) { integration.Run(t) }
+func helper() {}
+`,
+		"c.go": "package p\nfunc Test() { all(nil) }\n",
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(src), 0o600))
+	}
+	tests, err := harnessTests(dir)
+	require.NoError(t, err)
+	require.Equal(t, []string{"TestDirectIntegration", "TestThroughHelper"}, tests)
+}
+
+func TestSelections(t *testing.T) {
+	unit := testPackage{name: "solver/pb"}
+	both := testPackage{name: "solver", daemons: true, harness: []string{"TestIntegration", "TestJobsIntegration"}}
+	for name, tc := range map[string]struct {
+		opt  Options
+		p    testPackage
+		want [][]string
+	}{
+		"all": {
+			opt:  Options{Worker: "oci", Shard: 1, Shards: 1},
+			p:    both,
+			want: [][]string{{"-test.run=.", "-test.skip=.*/.*/^worker=(containerd|dockerd)"}},
+		},
+		"some with containerd": {
+			opt:  Options{Worker: "containerd", Run: "TestA/b", Shard: 1, Shards: 1},
+			p:    both,
+			want: [][]string{{"-test.run=TestA/b", "-test.skip=.*/.*/^worker=(oci|dockerd)"}},
+		},
+		"first shard": {
+			opt: Options{Worker: "oci", Shard: 1, Shards: 2},
+			p:   both,
+			want: [][]string{
+				{"-test.run=^(TestIntegration|TestJobsIntegration)$/slice=1-2", "-test.skip=.*/.*/.*/^worker=(containerd|dockerd)"},
+				{"-test.run=.", "-test.skip=^(TestIntegration|TestJobsIntegration)$"},
+			},
+		},
+		"another shard, without the unit tests": {
+			opt:  Options{Worker: "oci", Shard: 2, Shards: 2},
+			p:    both,
+			want: [][]string{{"-test.run=^(TestIntegration|TestJobsIntegration)$/slice=2-2", "-test.skip=.*/.*/.*/^worker=(containerd|dockerd)"}},
+		},
+		"a package without daemons, in the shard that has it": {
+			opt:  Options{Worker: "oci", Shard: 2, Shards: 2},
+			p:    unit,
+			want: [][]string{{"-test.run=.", "-test.skip=.*/.*/^worker=(containerd|dockerd)"}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &runner{Options: tc.opt}
+			require.Equal(t, tc.want, r.selections(tc.p))
+		})
+	}
+	r := &runner{Options: Options{Shard: 2, Shards: 2}}
+	require.Equal(t, []bool{false, true, true}, []bool{r.inShard(0, unit), r.inShard(1, unit), r.inShard(2, both)})
+}
+
+func TestMerge(t *testing.T) {
+	rs := results(map[string]Status{"A": Fail, "B": Pass, "C": Skip, "D": Unfinished})
+	rs.merge(results(map[string]Status{"A": Pass, "B": Fail, "C": Pass, "D": Fail, "E": Pass}))
+	require.Equal(t, results(map[string]Status{"A": Fail, "B": Fail, "C": Pass, "D": Unfinished, "E": Pass}), rs)
+}
+
+func TestFinished(t *testing.T) {
+	require.True(t, finished("PASS\n", 0))
+	require.True(t, finished("some output\nFAIL\n", 1))
+	require.False(t, finished("panic: test timed out after 2h0m0s\n", 2))
+	require.False(t, finished("cannot listen\n", 1), "log.Fatal")
+	require.False(t, finished("", -1), "killed")
+}
+
+func TestVoid(t *testing.T) {
+	const sandbox = "TestIntegration/TestA/worker=oci"
+	for name, tc := range map[string]struct {
+		up, gl  map[string]Status
+		crashed [2]bool
+		sharded bool
+		want    string
+	}{
+		"tests that fail everywhere beside some that pass": {
+			up: map[string]Status{sandbox: Fail, "TestIntegration/TestB/worker=oci": Pass},
+			gl: map[string]Status{sandbox: Fail, "TestIntegration/TestB/worker=oci": Pass},
+		},
+		"all fail, but not the unit tests": {
+			up:   map[string]Status{sandbox: Fail, "TestUnit": Pass},
+			gl:   map[string]Status{sandbox: Fail, "TestUnit": Pass},
+			want: "client: none of the 1 tests with daemons passes on upstream's",
+		},
+		"the harness fails before there is a test": {
+			up:   map[string]Status{"TestIntegration": Fail, "TestUnit": Pass},
+			gl:   map[string]Status{"TestIntegration": Fail, "TestUnit": Pass},
+			want: "client: none of the 1 tests with daemons passes on upstream's",
+		},
+		"a suite that only has tests that are skipped": {
+			up: map[string]Status{sandbox: Skip, "TestUnit": Pass},
+			gl: map[string]Status{sandbox: Skip, "TestUnit": Pass},
+		},
+		"tests that only ours has": {
+			gl: map[string]Status{sandbox: Pass},
+		},
+		"a shard": {
+			up:      map[string]Status{sandbox: Fail},
+			gl:      map[string]Status{sandbox: Fail},
+			sharded: true,
+		},
+		"nothing": {
+			want: "no test was run",
+		},
+		"a crash of both": {
+			up:      map[string]Status{sandbox: Pass},
+			gl:      map[string]Status{sandbox: Pass},
+			crashed: [2]bool{true, true},
+			want:    "client: the test process did not come to its end with either",
+		},
+		"a crash of one": { // what it left out is tried again
+			up:      map[string]Status{sandbox: Pass},
+			gl:      map[string]Status{sandbox: Pass},
+			crashed: [2]bool{false, true},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &Report{}
+			r.add(&packageResult{
+				testPackage: testPackage{name: "client", suite: "client", daemons: true, harness: []string{"TestIntegration"}},
+				results:     [2]Results{results(tc.up), results(tc.gl)},
+				finished:    [2]bool{!tc.crashed[Upstream], !tc.crashed[Graphload]},
+			})
+			if tc.sharded {
+				r.add(&packageResult{
+					testPackage: testPackage{name: "solver", suite: "solver", daemons: true, harness: []string{"TestIntegration"}},
+					results:     [2]Results{results(map[string]Status{sandbox: Pass}), results(map[string]Status{sandbox: Pass})},
+					finished:    [2]bool{true, true},
+				})
+			}
+			r.judge(tc.sharded)
+			if tc.want == "" {
+				require.Empty(t, r.Void)
+				return
+			}
+			require.Len(t, r.Void, 1)
+			require.Contains(t, r.Void[0], tc.want)
+			require.Contains(t, r.Markdown(), "**Void.** "+tc.want)
+		})
+	}
 }
 
 func TestReport(t *testing.T) {
@@ -171,22 +357,29 @@ func TestReport(t *testing.T) {
 			{Package: "solver", Test: "A/b", Verdict: Regression, Upstream: []Status{Pass, Pass}, Graphload: []Status{Fail, Fail}, Output: "why\x00"},
 			{Package: "solver", Test: "D", Verdict: Improved, Upstream: []Status{Fail}, Graphload: []Status{Pass}},
 		},
+		finished: [2]bool{true, true},
+		took:     [2]time.Duration{time.Minute, 61500 * time.Millisecond},
 	})
 	r.add(&packageResult{
 		testPackage: testPackage{name: "solver/errdefs", suite: "solver"},
 		results:     [2]Results{results(map[string]Status{"A": Pass}), results(map[string]Status{"A": Pass})},
+		finished:    [2]bool{true, true},
+		took:        [2]time.Duration{time.Second, time.Second},
 	})
+	r.judge(false)
+	require.Empty(t, r.Void)
 	require.Len(t, r.Regressions(), 1)
 	require.Equal(t, &SuiteCount{
 		Name: "solver", Packages: 2, Same: 1,
 		Upstream: Counts{Pass: 3, Fail: 1, Skip: 1}, Graphload: Counts{Pass: 3, Fail: 1, Skip: 1},
+		UpstreamSeconds: 61, GraphloadSeconds: 62.5,
 	}, r.suite("solver"))
 
 	dir := t.TempDir()
 	require.NoError(t, r.Write(dir))
 	md, err := os.ReadFile(filepath.Join(dir, "conformance.md"))
 	require.NoError(t, err)
-	require.Contains(t, string(md), "| solver | 2 | 3 | 1 | 1 | 3 | 1 | 1 | 1 |\n")
+	require.Contains(t, string(md), "| solver | 2 | 3 | 1 | 1 | 1m1s | 3 | 1 | 1 | 1m3s | 1 |\n")
 	require.Contains(t, string(md), "| solver A/b | pass pass | fail fail | regression |\n")
 	dt, err := os.ReadFile(filepath.Join(dir, "conformance.json"))
 	require.NoError(t, err)
@@ -211,17 +404,86 @@ Previous read at 0x00c0001 by goroutine 8:
 
 Goroutine 7 (running) created at:
   main.main()
+      /src/cmd/buildkitd/main.go:5 +0x1
 ==================
 `
 
+// raceTree is a tree with a seam in a function, one that renames and one that
+// splits, and an added file.
+var raceTree = &assemble.Tree{
+	Added: []string{"solver/owners.go"},
+	Matches: []seam.Match{
+		{Seam: &seam.Seam{Package: "solver", In: "Job.Discard", Rename: "discard"}},
+		{Seam: &seam.Seam{Package: "solver", In: "newEdge", Rename: "newOpEdge"}},
+		{Seam: &seam.Seam{Package: "solver", In: "state", AddField: "owners"}},
+		{Seam: &seam.Seam{Package: "solver/llbsolver", In: "llbBridge.loadResult", Split: &seam.Split{Rename: "loadDefinition"}}},
+		{Seam: &seam.Seam{Package: "cmd/buildkitd", In: "setupDebugHandlers", InsertAfter: "setupDebugFlight(m)"}},
+	},
+}
+
 func TestRaces(t *testing.T) {
-	up, gl := t.TempDir(), t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(up, "race.1"), []byte(raceReport), 0o644))
-	other := strings.ReplaceAll(raceReport, "(*state).b", "(*ownerIndex).b")
-	require.NoError(t, os.WriteFile(filepath.Join(gl, "race.2"), []byte(raceReport+other+other), 0o644))
-	races, err := newRaces(up, gl)
-	require.NoError(t, err)
-	require.Equal(t, 1, races.Upstream)
-	require.Len(t, races.New, 1)
-	require.Equal(t, "github.com/moby/buildkit/solver.(*ownerIndex).b and github.com/moby/buildkit/solver.(*state).a", races.New[0].Place)
+	const b, a = "github.com/moby/buildkit/solver.(*state).b", "github.com/moby/buildkit/solver.(*state).a"
+	through := func(function, file string) string {
+		frame := "  " + function + "()\n      " + file + ":7 +0x1\n"
+		return strings.Replace(raceReport, "\n\nPrevious", "\n"+frame+"\nPrevious", 1)
+	}
+	for name, tc := range map[string]struct {
+		up, gl string
+		places []string // that are new
+		other  []string
+	}{
+		"the same": {up: raceReport, gl: raceReport + raceReport},
+		"in upstream's code alone": {
+			gl:    raceReport,
+			other: []string{a + " and " + b},
+		},
+		"in an added file": {
+			up:     raceReport,
+			gl:     strings.NewReplacer("(*state).b", "(*ownerIndex).b", "/src/solver/jobs.go:10", "/src/solver/owners.go:10").Replace(raceReport),
+			places: []string{"github.com/moby/buildkit/solver.(*ownerIndex).b and " + a},
+		},
+		"called from an added file": {
+			gl:     through("github.com/moby/buildkit/solver.(*Job).Register", "github.com/moby/buildkit/solver/owners.go"),
+			places: []string{a + " and " + b},
+		},
+		"called from a function with a seam, once": {
+			gl:     raceReport + through("main.setupDebugHandlers.func1", "github.com/moby/buildkit/cmd/buildkitd/debug.go"),
+			places: []string{a + " and " + b},
+		},
+		"started by the change": {
+			gl:     strings.Replace(raceReport, "main.main()\n      /src/cmd/buildkitd/main.go:5", "github.com/moby/buildkit/solver.(*Job).Register()\n      /src/solver/owners.go:9", 1),
+			places: []string{a + " and " + b},
+		},
+		"called from the change too, and seen with upstream": {
+			up: raceReport,
+			gl: through("github.com/moby/buildkit/solver.(*Job).Register", "github.com/moby/buildkit/solver/owners.go"),
+		},
+		"in functions that seams have renamed": {
+			up: strings.NewReplacer("(*state).a", "(*Job).Discard.func1", "solver.(*state).b", "solver/llbsolver.(*llbBridge).loadResult").Replace(raceReport),
+			gl: strings.NewReplacer("(*state).a", "(*Job).discard.func1", "solver.(*state).b", "solver/llbsolver.(*llbBridge).loadDefinition").Replace(raceReport),
+		},
+		"in a map": {
+			up: strings.Replace(raceReport, "8:\n", "8:\n  runtime.mapaccess1_faststr()\n      /go/src/runtime/map.go:13 +0x1\n  internal/runtime/maps.(*Map).x()\n      /go/src/m.go:13 +0x1\n", 1),
+			gl: strings.NewReplacer("8:\n", "8:\n  runtime.mapaccess1_faststr()\n      /go/src/runtime/map.go:13 +0x1\n", "(*state).a", "newOpEdge", "jobs.go:20", "edge.go:20").Replace(raceReport),
+			// the function with the map counts, and newOpEdge is newEdge
+			places: []string{b + " and github.com/moby/buildkit/solver.newEdge"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			up, gl := t.TempDir(), t.TempDir()
+			require.NoError(t, os.WriteFile(filepath.Join(up, "race.1"), []byte(tc.up), 0o600))
+			require.NoError(t, os.WriteFile(filepath.Join(gl, "race.2"), []byte(tc.gl), 0o600))
+			races, err := newRaces(up, gl, newChanges(raceTree))
+			require.NoError(t, err)
+			places := func(races []Race) (places []string) {
+				for _, r := range races {
+					require.Contains(t, r.Report, "DATA RACE")
+					places = append(places, r.Place)
+				}
+				return places
+			}
+			require.Equal(t, tc.places, places(races.New))
+			require.Equal(t, tc.other, places(races.Other))
+		})
+	}
 }

@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
@@ -20,8 +24,18 @@ import (
 // Suites are the packages of BuildKit that are compared, by the folder they are
 // in.
 var Suites = []string{
-	"client", "frontend/dockerfile", "frontend/gateway", "solver", "session",
-	"cache", "control", "source", "worker", "cmd", "util",
+	"client", "frontend/dockerfile", "frontend/gateway", "frontend", "solver",
+	"session", "cache", "control", "source", "worker", "cmd", "util",
+}
+
+// suiteOf returns the suite that a package belongs to: the closest folder.
+func suiteOf(pkg string) string {
+	for dir := pkg; dir != "."; dir = path.Dir(dir) {
+		if slices.Contains(Suites, dir) {
+			return dir
+		}
+	}
+	return ""
 }
 
 // harness is the package that starts the daemons of the tests that need some.
@@ -33,6 +47,8 @@ type testPackage struct {
 	suite string
 	// daemons tells that its tests start buildkitd
 	daemons bool
+	// harness are the test functions that run tests of the harness
+	harness []string
 	// changed tells that its test binary has other source code than upstream's.
 	// If not, and it starts no daemon, there is nothing to compare.
 	changed bool
@@ -69,6 +85,9 @@ func listPackages(ctx context.Context, tree *assemble.Tree, suites []string) ([]
 				continue
 			}
 			tp := testPackage{name: strings.TrimPrefix(importPath, upstream.Module+"/"), suite: suite}
+			if suiteOf(tp.name) != suite {
+				continue
+			}
 			_, tp.changed = changedTests[tp.name]
 			for _, dep := range p.Deps {
 				dep, _, _ = strings.Cut(dep, " ") // " [for.test]"
@@ -79,10 +98,84 @@ func listPackages(ctx context.Context, tree *assemble.Tree, suites []string) ([]
 					tp.changed = true
 				}
 			}
+			if tp.daemons {
+				if tp.harness, err = harnessTests(tp.dir(tree)); err != nil {
+					return nil, err
+				}
+			}
 			pkgs = append(pkgs, tp)
 		}
 	}
 	return pkgs, nil
+}
+
+// harnessTests returns the test functions in a folder that call the harness,
+// themselves or through another function of the tests.
+func harnessTests(dir string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	calls := map[string][]string{}  // functions that a function names
+	starts := map[string]struct{}{} // functions that call the harness
+	var reaches func(fn string, seen map[string]struct{}) bool
+	reaches = func(fn string, seen map[string]struct{}) bool {
+		if _, ok := seen[fn]; ok {
+			return false
+		}
+		seen[fn] = struct{}{}
+		if _, ok := starts[fn]; ok {
+			return true
+		}
+		return slices.ContainsFunc(calls[fn], func(callee string) bool { return reaches(callee, seen) })
+	}
+	for _, name := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		pkg := ""
+		for _, imp := range f.Imports {
+			if imp.Path.Value == strconv.Quote(harness) {
+				pkg = path.Base(harness)
+				if imp.Name != nil {
+					pkg = imp.Name.Name
+				}
+			}
+		}
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Recv != nil || fn.Body == nil {
+				continue
+			}
+			ast.Inspect(fn.Body, func(n ast.Node) bool {
+				call, ok := n.(*ast.CallExpr)
+				if !ok {
+					return true
+				}
+				switch fun := call.Fun.(type) {
+				case *ast.Ident:
+					calls[fn.Name.Name] = append(calls[fn.Name.Name], fun.Name)
+				case *ast.SelectorExpr:
+					if x, ok := fun.X.(*ast.Ident); ok && pkg != "" && x.Name == pkg && fun.Sel.Name == "Run" {
+						starts[fn.Name.Name] = struct{}{}
+					}
+				}
+				return true
+			})
+			if _, ok := calls[fn.Name.Name]; !ok {
+				calls[fn.Name.Name] = nil
+			}
+		}
+	}
+	var tests []string
+	for fn := range calls {
+		if strings.HasPrefix(fn, "Test") && reaches(fn, map[string]struct{}{}) {
+			tests = append(tests, fn)
+		}
+	}
+	slices.Sort(tests)
+	return tests, nil
 }
 
 // changedPackages returns the packages with other source code than upstream's,
@@ -123,13 +216,14 @@ func (p testPackage) dir(tree *assemble.Tree) string {
 }
 
 // Select returns the suites of these names in order, or all when there is none.
+// Names can be patterns of the go command, as in ./solver/...
 func Select(names []string) ([]string, error) {
 	if len(names) == 0 {
 		return Suites, nil
 	}
 	var out []string
 	for _, name := range names {
-		name = strings.Trim(strings.TrimPrefix(name, "./"), "/")
+		name = strings.Trim(strings.TrimSuffix(strings.TrimPrefix(name, "./"), "..."), "/")
 		if !slices.Contains(Suites, name) {
 			return nil, errors.Errorf("no suite %q, there are: %s", name, strings.Join(Suites, ", "))
 		}

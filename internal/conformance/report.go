@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pkg/errors"
 )
@@ -19,7 +20,9 @@ type Report struct {
 	Suites      []*SuiteCount `json:"suites"`
 	Differences []Difference  `json:"differences"`
 	Races       Races         `json:"races"`
-	Tests       []Test        `json:"tests"`
+	// Void says why a run shows nothing, or not all, about a suite or package
+	Void  []string `json:"void,omitempty"`
+	Tests []Test   `json:"tests"`
 }
 
 // SuiteCount has the numbers of tests of a suite.
@@ -31,6 +34,11 @@ type SuiteCount struct {
 	Same      int    `json:"same"`
 	Upstream  Counts `json:"upstream"`
 	Graphload Counts `json:"graphload"`
+	// Harness are those of upstream that start daemons
+	Harness Counts `json:"harness"`
+	// wall time of the first run. Packages that were run once count for both.
+	UpstreamSeconds  float64 `json:"upstreamSeconds"`
+	GraphloadSeconds float64 `json:"graphloadSeconds"`
 }
 
 // Test is one test, of those that have no others below.
@@ -71,6 +79,12 @@ func (r *Report) add(res *packageResult) {
 	up, gl := res.results[Upstream], res.results[Graphload]
 	s.Upstream.sum(up.counts())
 	s.Graphload.sum(gl.counts())
+	s.Harness.sum(up.harness(res.harness))
+	s.UpstreamSeconds += res.took[Upstream].Seconds()
+	s.GraphloadSeconds += res.took[Graphload].Seconds()
+	if !res.finished[Upstream] && !res.finished[Graphload] {
+		r.Void = append(r.Void, fmt.Sprintf("%s: the test process did not come to its end with either: what it left out was not compared", res.name))
+	}
 	r.Differences = append(r.Differences, res.differences...)
 	above := parents(up, gl)
 	for _, name := range names(up, gl) {
@@ -83,6 +97,40 @@ func (r *Report) add(res *packageResult) {
 		}
 		r.Tests = append(r.Tests, t)
 	}
+}
+
+// judge looks for what makes the report void after all packages have been added.
+// What fails everywhere compares equal, so a broken registry, worker or harness
+// must not be taken for a clean run.
+func (r *Report) judge(sharded bool) {
+	suites := r.Suites
+	if sharded { // a suite can be left with one or two tests
+		all := r.total()
+		suites = []*SuiteCount{&all}
+	}
+	for _, s := range suites {
+		if s.Harness.Pass == 0 && s.Harness.Fail > 0 {
+			r.Void = append(r.Void, fmt.Sprintf("%s: none of the %d tests with daemons passes on upstream's: that they fail on ours too says nothing", s.Name, s.Harness.Fail))
+		}
+	}
+	if len(r.Tests) == 0 {
+		r.Void = append(r.Void, "no test was run")
+	}
+}
+
+// total is the sum of the suites.
+func (r *Report) total() SuiteCount {
+	total := SuiteCount{Name: "all"}
+	for _, s := range r.Suites {
+		total.Packages += s.Packages
+		total.Same += s.Same
+		total.Upstream.sum(s.Upstream)
+		total.Graphload.sum(s.Graphload)
+		total.Harness.sum(s.Harness)
+		total.UpstreamSeconds += s.UpstreamSeconds
+		total.GraphloadSeconds += s.GraphloadSeconds
+	}
+	return total
 }
 
 // Regressions are the differences that upstream's daemon does not have.
@@ -126,31 +174,33 @@ func (r *Report) Write(dir string) error {
 func (r *Report) Markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# BuildKit %s, %s worker\n\n", r.Version, r.Worker)
-	fmt.Fprintln(&b, "| suite | packages | upstream pass | fail | skip | graphload pass | fail | skip | regressions |")
-	fmt.Fprintln(&b, "|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-	total := SuiteCount{}
+	for _, v := range r.Void {
+		fmt.Fprintf(&b, "**Void.** %s\n\n", v)
+	}
+	fmt.Fprintln(&b, "| suite | packages | upstream pass | fail | skip | time | graphload pass | fail | skip | time | regressions |")
+	fmt.Fprintln(&b, "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
 	row := func(s *SuiteCount, regressions int) {
-		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %d | %d | %d |\n", s.Name, s.Packages,
-			s.Upstream.Pass, s.Upstream.Fail, s.Upstream.Skip, s.Graphload.Pass, s.Graphload.Fail, s.Graphload.Skip, regressions)
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %s | %d | %d | %d | %s | %d |\n", s.Name, s.Packages,
+			s.Upstream.Pass, s.Upstream.Fail, s.Upstream.Skip, wall(s.UpstreamSeconds),
+			s.Graphload.Pass, s.Graphload.Fail, s.Graphload.Skip, wall(s.GraphloadSeconds), regressions)
 	}
 	for _, s := range r.Suites {
 		n := 0
 		for _, d := range r.Regressions() {
-			if inSuite(d.Package, s.Name) {
+			if suiteOf(d.Package) == s.Name {
 				n++
 			}
 		}
 		row(s, n)
-		total.Packages += s.Packages
-		total.Same += s.Same
-		total.Upstream.sum(s.Upstream)
-		total.Graphload.sum(s.Graphload)
 	}
-	total.Name = "all"
+	total := r.total()
 	row(&total, len(r.Regressions()))
-	fmt.Fprintf(&b, "\nTests with others below are not counted. %d packages have the same source code in both trees and start no daemon: they were run once.\n", total.Same)
+	fmt.Fprintf(&b, "\nTests with others below are not counted. Time is that of the first run, without what was tried again. %d packages have the same source code in both trees and start no daemon: they were run once, and count for both.\n", total.Same)
 	for _, race := range r.Races.New {
 		fmt.Fprintf(&b, "\nData race, not seen with upstream: %s\n\n```\n%s\n```\n", race.Place, race.Report)
+	}
+	for _, race := range r.Races.Other {
+		fmt.Fprintf(&b, "\nData race in upstream's code alone, not seen with upstream in this run: %s\n\n```\n%s\n```\n", race.Place, race.Report)
 	}
 	if len(r.Differences) == 0 {
 		return b.String()
@@ -162,8 +212,8 @@ func (r *Report) Markdown() string {
 	return b.String()
 }
 
-func inSuite(pkg, suite string) bool {
-	return pkg == suite || strings.HasPrefix(pkg, suite+"/")
+func wall(seconds float64) string {
+	return time.Duration(seconds * float64(time.Second)).Round(time.Second).String()
 }
 
 func join(statuses []Status) string {

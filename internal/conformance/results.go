@@ -118,9 +118,32 @@ func (rs Results) status(test string) Status {
 	return Missing
 }
 
-// merge adds the results of another process of the same package.
+// merge adds the results of another process of the same package. Of a test that
+// both have, as one with others below, the worse counts.
 func (rs Results) merge(other Results) {
-	maps.Copy(rs, other)
+	severity := []Status{Skip, Pass, Fail, Unfinished}
+	for test, r := range other {
+		if old, ok := rs[test]; !ok || slices.Index(severity, r.Status) > slices.Index(severity, old.Status) {
+			rs[test] = r
+		}
+	}
+}
+
+// harness returns the counts of the tests that the harness ran, and of these
+// functions that failed before it ran any.
+func (rs Results) harness(functions []string) Counts {
+	var c Counts
+	above := parents(rs)
+	for test, r := range rs {
+		if _, ok := above[test]; ok {
+			continue
+		}
+		function, _, _ := strings.Cut(test, "/")
+		if strings.Contains(test, "/worker=") || r.Status.failed() && slices.Contains(functions, function) {
+			c.add(r.Status)
+		}
+	}
+	return c
 }
 
 // parents returns the tests that have others below.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -86,6 +87,7 @@ func Run(ctx context.Context, opt Options) (_ *Report, retErr error) {
 	defer m.close()
 
 	report := newReport(opt)
+	changes := newChanges(opt.Trees[Graphload])
 	for i, p := range pkgs {
 		if r.inShard(i, p) {
 			res, err := r.compare(ctx, p)
@@ -98,20 +100,21 @@ func Run(ctx context.Context, opt Options) (_ *Report, retErr error) {
 			s := report.suite(p.suite)
 			opt.Progress("%s: upstream %s, graphload %s", p.suite, s.Upstream, s.Graphload)
 		}
-		if report.Races, err = newRaces(r.races(Upstream), r.races(Graphload)); err != nil {
+		if report.Races, err = newRaces(r.races(Upstream), r.races(Graphload), changes); err != nil {
 			return nil, err
 		}
 		if err := report.Write(opt.Output); err != nil {
 			return nil, err
 		}
 	}
-	return report, nil
+	report.judge(opt.Shards > 1)
+	return report, report.Write(opt.Output)
 }
 
 // inShard tells if the package, the i-th, is run at all. The tests of the
 // harness are divided, other packages belong to one shard.
 func (r *runner) inShard(i int, p testPackage) bool {
-	return p.daemons || r.Shards < 2 || i%r.Shards == r.Shard-1
+	return len(p.harness) > 0 || r.Shards < 2 || i%r.Shards == r.Shard-1
 }
 
 type runner struct {
@@ -145,6 +148,8 @@ type packageResult struct {
 	testPackage
 	results     [2]Results
 	output      [2]string // of the processes
+	finished    [2]bool   // these ran all their tests
+	took        [2]time.Duration
 	differences []Difference
 }
 
@@ -173,17 +178,21 @@ func (r *runner) compare(ctx context.Context, p testPackage) (*packageResult, er
 	for i := range bin {
 		if i > 0 && !p.changed && !p.daemons {
 			res.results[i], res.output[i] = res.results[i-1], res.output[i-1]
+			res.finished[i], res.took[i] = res.finished[i-1], res.took[i-1]
 			break
 		}
-		res.results[i] = Results{}
+		res.results[i], res.finished[i] = Results{}, true
+		start := time.Now()
 		for _, args := range r.selections(p) {
-			rs, out, err := r.test(ctx, p, i, bin[i], args)
+			pr, err := r.test(ctx, p, i, bin[i], args)
 			if err != nil {
 				return nil, err
 			}
-			res.results[i].merge(rs)
-			res.output[i] += out
+			res.results[i].merge(pr.results)
+			res.output[i] += pr.output
+			res.finished[i] = res.finished[i] && pr.finished
 		}
+		res.took[i] = time.Since(start)
 		name := fmt.Sprintf("%s-%s.log", strings.ReplaceAll(p.name, "/", "_"), flavorNames[i])
 		if err := writeLog(filepath.Join(r.Output, "logs", name), res.results[i], res.output[i]); err != nil {
 			return nil, err
@@ -192,27 +201,35 @@ func (r *runner) compare(ctx context.Context, p testPackage) (*packageResult, er
 	return res, r.retry(ctx, res, bin)
 }
 
-// selections returns the arguments of the processes that run the package. In a
-// shard those with tests of the harness run a slice of these, and the first
-// shard has the other tests.
-func (r *runner) selections(p testPackage) [][]string {
-	other := "^worker=(containerd|dockerd)"
+// Workers are those that the tests of the harness can be run with.
+var Workers = []string{"oci", "containerd"}
+
+// otherWorkers is the pattern of the workers that are not used.
+func (r *runner) otherWorkers() string {
 	if r.Worker == "containerd" {
-		other = "^worker=(oci|dockerd)"
+		return "^worker=(oci|dockerd)"
 	}
+	return "^worker=(containerd|dockerd)"
+}
+
+// selections returns the arguments of the processes that run the package. In a
+// shard one process runs a slice of each function with tests of the harness, and
+// the first shard has the other functions.
+func (r *runner) selections(p testPackage) [][]string {
 	run := r.Options.Run
 	if run == "" {
 		run = "."
 	}
-	if r.Shards < 2 || !p.daemons {
-		return [][]string{{"-test.run=" + run, "-test.skip=.*/.*/" + other}}
+	if r.Shards < 2 || len(p.harness) == 0 {
+		return [][]string{{"-test.run=" + run, "-test.skip=.*/.*/" + r.otherWorkers()}}
 	}
+	functions := "^(" + strings.Join(p.harness, "|") + ")$"
 	selections := [][]string{{
-		fmt.Sprintf("-test.run=^Test/slice=%d-%d", r.Shard, r.Shards),
-		"-test.skip=.*/.*/.*/" + other,
+		fmt.Sprintf("-test.run=%s/slice=%d-%d", functions, r.Shard, r.Shards),
+		"-test.skip=.*/.*/.*/" + r.otherWorkers(),
 	}}
 	if r.Shard == 1 {
-		selections = append(selections, []string{"-test.run=" + run, "-test.skip=.*/.*/^worker="})
+		selections = append(selections, []string{"-test.run=" + run, "-test.skip=" + functions})
 	}
 	return selections
 }
@@ -238,7 +255,8 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 		}
 		r.Progress("%s: trying %d tests again (%d/%d)", res.name, len(tests), n+1, r.Retries)
 		for flavor := range bin {
-			rs, _, err := r.test(ctx, res.testPackage, flavor, bin[flavor], []string{"-test.run=" + again(tests)})
+			args := []string{"-test.run=" + again(tests), "-test.skip=.*/.*/" + r.otherWorkers()}
+			pr, err := r.test(ctx, res.testPackage, flavor, bin[flavor], args)
 			if err != nil {
 				return err
 			}
@@ -247,7 +265,7 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 				if flavor == Graphload {
 					list = &diffs[i].Graphload
 				}
-				*list = append(*list, rs.status(test))
+				*list = append(*list, pr.results.status(test))
 			}
 		}
 	}
@@ -264,26 +282,32 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 	return nil
 }
 
-// test runs a test binary to its end and returns its results and what it
-// printed itself.
-func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string, args []string) (Results, string, error) {
+// processResult is what came out of one process.
+type processResult struct {
+	results  Results
+	output   string // of the process itself
+	finished bool   // it ran all its tests
+}
+
+// test runs a test binary to its end.
+func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string, args []string) (*processResult, error) {
 	results := Results{}
 	if ctx.Err() != nil {
-		return nil, "", errors.WithStack(context.Cause(ctx))
+		return nil, errors.WithStack(context.Cause(ctx))
 	}
 	if bin == "" {
-		return results, "", nil
+		return &processResult{results: results, finished: true}, nil
 	}
 	tmp := filepath.Join(r.dir, "t")
 	if err := os.MkdirAll(tmp, 0o755); err != nil {
-		return nil, "", errors.WithStack(err)
+		return nil, errors.WithStack(err)
 	}
 	cmd := exec.Command(bin, append([]string{"-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + r.Timeout.String()}, args...)...) //nolint:noctx // interrupted below
 	cmd.Dir = p.dir(r.Trees[flavor])
 	if _, err := os.Stat(cmd.Dir); err != nil {
 		cmd.Dir = p.dir(r.Trees[Graphload])
 	}
-	cmd.Env = append(os.Environ(),
+	cmd.Env = append(environ(),
 		"PATH="+r.path(flavor)+":"+os.Getenv("PATH"),
 		"PWD="+cmd.Dir,
 		"TMPDIR="+tmp,
@@ -297,7 +321,7 @@ func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string
 
 	out, w, err := os.Pipe()
 	if err != nil {
-		return nil, "", errors.WithStack(err)
+		return nil, errors.WithStack(err)
 	}
 	defer out.Close()
 	convert := exec.Command("go", "tool", "test2json", "-t", "-p", p.name) //nolint:noctx // ends with its input
@@ -308,18 +332,18 @@ func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string
 	events, err := convert.StdoutPipe()
 	if err != nil {
 		w.Close()
-		return nil, "", errors.WithStack(err)
+		return nil, errors.WithStack(err)
 	}
 	if err := convert.Start(); err != nil {
 		w.Close()
-		return nil, "", errors.WithStack(err)
+		return nil, errors.WithStack(err)
 	}
 	cmd.Stdout, cmd.Stderr = w, w
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
 		convert.Wait()
-		return nil, "", errors.WithStack(err)
+		return nil, errors.WithStack(err)
 	}
 	exited := make(chan struct{})
 	go func() {
@@ -350,16 +374,35 @@ func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string
 	defer c.stop()
 	output, err := results.parse(events, c.count)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	if err := convert.Wait(); err != nil {
-		return nil, "", errors.Wrap(err, "go tool test2json")
+		return nil, errors.Wrap(err, "go tool test2json")
 	}
 	<-exited
 	if ctx.Err() != nil {
-		return nil, "", errors.WithStack(context.Cause(ctx))
+		return nil, errors.WithStack(context.Cause(ctx))
 	}
-	return results, output, clean(tmp)
+	return &processResult{
+		results: results, output: output, finished: finished(output, cmd.ProcessState.ExitCode()),
+	}, clean(tmp)
+}
+
+// environ is the environment without what makes the harness leave out tests, or
+// all of them.
+func environ() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return slices.Contains([]string{"SKIP_INTEGRATION_TESTS", "BUILDKIT_WORKER_RANDOM", "TEST_DOCKERD"}, name)
+	})
+}
+
+// finished tells if a process ran all its tests. One with tests that fail says so
+// at its end; one that crashes or runs into its timeout has another exit code.
+func finished(output string, exitCode int) bool {
+	return exitCode == 0 || exitCode == 1 && slices.ContainsFunc(strings.Split(output, "\n"), func(line string) bool {
+		return strings.HasSuffix(line, "FAIL")
+	})
 }
 
 // counter reports progress while a process runs.
