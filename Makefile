@@ -1,5 +1,7 @@
 # Every target is one command of cmd/graphload, which explains itself with --help.
-GRAPHLOAD = go run ./cmd/graphload
+# UPSTREAM=v0.33.1 selects a release, ARGS='…' adds flags to conformance, releases
+# and series.
+GRAPHLOAD = go run ./cmd/graphload $(if $(UPSTREAM),--upstream $(UPSTREAM))
 
 .PHONY: tree build pristine patch seams demo test lint bench clients conformance releases series integration soak dist dist-check install uninstall docker audit fuzz
 
@@ -36,13 +38,13 @@ clients:
 	$(GRAPHLOAD) clients
 
 conformance:
-	$(GRAPHLOAD) conformance $(if $(RACE),--race --suite client)
+	$(GRAPHLOAD) conformance $(if $(RACE),--race --suite client) $(ARGS)
 
 releases:
-	$(GRAPHLOAD) releases
+	$(GRAPHLOAD) releases $(ARGS)
 
 series:
-	$(GRAPHLOAD) patch --series build/series --check
+	$(GRAPHLOAD) patch --series build/series --check $(if $(UPSTREAM),,--all-releases) $(ARGS)
 
 integration:
 	$(GRAPHLOAD) integration

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/series"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -23,25 +24,41 @@ func patchCommand() *cli.Command {
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "file to write (default: standard output)"},
 			&cli.StringFlag{Name: "series", Usage: "folder for a series of commits, instead of one diff"},
 			&cli.BoolFlag{Name: "check", Usage: "with --series: build every commit and test its packages"},
+			&cli.BoolFlag{Name: "all-releases", Usage: "with --series: one series for each release of the seam list, in a folder of its own"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			opt, err := options(cmd)
 			if err != nil {
 				return err
 			}
-			dir, out := cmd.String("series"), cmd.String("output")
+			dir, out, all := cmd.String("series"), cmd.String("output"), cmd.Bool("all-releases")
 			switch {
 			case dir != "" && out != "":
 				return errors.New("--series and --output exclude each other")
-			case dir == "" && cmd.Bool("check"):
-				return errors.New("--check is for --series")
+			case dir == "" && (cmd.Bool("check") || all):
+				return errors.New("--check and --all-releases are for --series")
+			case all && cmd.Root().String("upstream") != "":
+				return errors.New("--all-releases and --upstream exclude each other")
+			}
+			if all {
+				versions, err := servedReleases(opt.Root)
+				if err != nil {
+					return err
+				}
+				for _, version := range versions {
+					opt.Version = version
+					if err := patchSeries(ctx, opt, filepath.Join(dir, version), cmd.Bool("check")); err != nil {
+						return errors.Wrapf(err, "BuildKit %s", version)
+					}
+				}
+				return nil
+			}
+			if dir != "" {
+				return patchSeries(ctx, opt, dir, cmd.Bool("check"))
 			}
 			t, err := assemble.Plan(ctx, opt)
 			if err != nil {
 				return err
-			}
-			if dir != "" {
-				return patchSeries(ctx, t, dir, cmd.Bool("check"))
 			}
 			dt, err := t.Patch()
 			if err != nil {
@@ -63,7 +80,11 @@ func writeFile(path string, dt []byte) error {
 	return errors.WithStack(os.Rename(path+".tmp", path))
 }
 
-func patchSeries(ctx context.Context, t *assemble.Tree, dir string, check bool) error {
+func patchSeries(ctx context.Context, opt assemble.Options, dir string, check bool) error {
+	t, err := assemble.Plan(ctx, opt)
+	if err != nil {
+		return err
+	}
 	author, date, err := committer(ctx, t.Root)
 	if err != nil {
 		return err
@@ -137,7 +158,7 @@ func checkSeries(ctx context.Context, t *assemble.Tree, patches []series.Patch) 
 		if err := repo.Apply(ctx, p); err != nil {
 			return err
 		}
-		progressf("commit %d of %d: %s", i+1, len(patches), p.Title)
+		progressf("BuildKit %s, commit %d of %d: %s", t.Version, i+1, len(patches), p.Title)
 		// client has the tests for the integration harness of upstream: without
 		// daemon and images they skip themselves with -short
 		for _, args := range [][]string{
@@ -145,9 +166,7 @@ func checkSeries(ctx context.Context, t *assemble.Tree, patches []series.Patch) 
 			append([]string{"test", "-buildvcs=false", "-short"}, p.Packages...),
 		} {
 			progressf("go %s", strings.Join(args, " "))
-			cmd := exec.CommandContext(ctx, "go", args...)
-			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "GOWORK=off")
+			cmd := gomod.Command(ctx, dir, args...)
 			cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 			if err := cmd.Run(); err != nil {
 				return errors.Wrapf(err, "commit %q: go %s", p.Title, args[0])
@@ -157,6 +176,6 @@ func checkSeries(ctx context.Context, t *assemble.Tree, patches []series.Patch) 
 			return errors.Errorf("commit %q leaves changes behind: %s %v", p.Title, status, err)
 		}
 	}
-	progressf("all %d commits build and pass the tests of their packages", len(patches))
+	progressf("BuildKit %s: all %d commits build and pass the tests of their packages", t.Version, len(patches))
 	return nil
 }

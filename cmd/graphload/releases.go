@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/seam"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -34,16 +35,15 @@ func releasesCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			list, err := seam.Load(filepath.Join(opt.Root, assemble.SeamList))
+			versions, err := servedReleases(opt.Root)
 			if err != nil {
 				return err
 			}
-			var versions []string
-			for version := range list.Releases {
-				versions = append(versions, version)
+			only := cmd.StringSlice("release")
+			if version := cmd.Root().String("upstream"); version != "" && len(only) == 0 {
+				only = []string{version}
 			}
-			slices.SortFunc(versions, func(a, b string) int { return semver.Compare(b, a) })
-			if only := cmd.StringSlice("release"); len(only) > 0 {
+			if len(only) > 0 {
 				for _, version := range only {
 					if !slices.Contains(versions, version) {
 						return errors.Errorf("%s is not a known release, %s are: try it with graphload upgrade %s", version, strings.Join(versions, ", "), version)
@@ -72,6 +72,15 @@ func releasesCommand() *cli.Command {
 			return reportTrials(os.Stdout, trials)
 		},
 	}
+}
+
+// servedReleases returns the releases of the seam list, newest first.
+func servedReleases(root string) ([]string, error) {
+	list, err := seam.Load(filepath.Join(root, assemble.SeamList))
+	if err != nil {
+		return nil, err
+	}
+	return slices.SortedFunc(maps.Keys(list.Releases), func(a, b string) int { return semver.Compare(b, a) }), nil
 }
 
 // trial is what was found out about one release. A trial ends at the first
@@ -137,9 +146,7 @@ func try(ctx context.Context, opt assemble.Options, e2e bool) *trial {
 func vet(ctx context.Context, t *assemble.Tree) error {
 	args := append([]string{"vet", "-lostcancel=false"}, t.Packages()...)
 	progressf("%s: go %s", t.Version, strings.Join(args, " "))
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = t.Dir
-	cmd.Env = append(os.Environ(), "GOWORK=off")
+	cmd := gomod.Command(ctx, t.Dir, args...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	return errors.Wrap(cmd.Run(), "go vet")
 }
@@ -161,9 +168,8 @@ func (c *testCounts) String() string {
 func countTests(ctx context.Context, dir string, env []string, args ...string) (*testCounts, error) {
 	args = slices.Concat([]string{"test", "-json", "-buildvcs=false"}, args)
 	progressf("%s: go %s", filepath.Base(dir), strings.Join(args, " "))
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = dir
-	cmd.Env = slices.Concat(os.Environ(), []string{"GOWORK=off"}, env)
+	cmd := gomod.Command(ctx, dir, args...)
+	cmd.Env = append(cmd.Env, env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -45,22 +46,24 @@ func upgradeCommand() *cli.Command {
 				u.reportRest(os.Stdout, nil)
 				return errors.Errorf("BuildKit %s has no place for %s", opt.Version, strings.Join(lost, ", "))
 			}
-			var tr *trial
-			if !cmd.Bool("seams-only") {
-				e2e := !cmd.Bool("no-e2e")
-				if e2e {
-					if err := installPackages(ctx); err != nil {
-						return err
-					}
-				}
-				tr = try(ctx, opt, e2e)
-				if err := reportTrials(os.Stdout, []*trial{tr}); err != nil {
-					u.reportRest(os.Stdout, tr)
-					return errors.Wrapf(tr.err, "BuildKit %s", opt.Version)
+			if cmd.Bool("seams-only") {
+				u.reportRest(os.Stdout, nil)
+				return nil
+			}
+			e2e := !cmd.Bool("no-e2e")
+			if e2e {
+				if err := installPackages(ctx); err != nil {
+					return err
 				}
 			}
+			var tr *trial
+			err = u.whileListed(func() error {
+				tr = try(ctx, opt, e2e)
+				err := reportTrials(os.Stdout, []*trial{tr})
+				return cmp.Or(tr.err, err)
+			})
 			u.reportRest(os.Stdout, tr)
-			return nil
+			return errors.Wrapf(err, "BuildKit %s", opt.Version)
 		},
 	}
 }
@@ -68,16 +71,18 @@ func upgradeCommand() *cli.Command {
 // upgrade is a comparison of a release with the one that go.mod requires.
 type upgrade struct {
 	from, to string
-	added    bool // to was not known before
+	list     string // path of the seam list
+	sum      string // of to
+	known    bool   // to was listed before
+	added    bool   // to is listed since
 	findings []assemble.Finding
 }
 
-// survey fetches the release, records its checksum if it is new, and looks for
-// the seams in it.
+// survey fetches the release and looks for the seams in it. It writes nothing.
 func (u *upgrade) survey(ctx context.Context, opt assemble.Options) error {
 	u.to = opt.Version
-	path := filepath.Join(opt.Root, assemble.SeamList)
-	list, err := seam.Load(path)
+	u.list = filepath.Join(opt.Root, assemble.SeamList)
+	list, err := seam.Load(u.list)
 	if err != nil {
 		return err
 	}
@@ -85,33 +90,47 @@ func (u *upgrade) survey(ctx context.Context, opt assemble.Options) error {
 	if err != nil {
 		return err
 	}
-	sum, known := list.Releases[u.to]
+	u.sum, u.known = list.Releases[u.to]
 	progressf("fetching BuildKit %s", u.to)
-	to, err := upstream.Fetch(ctx, u.to, sum)
+	to, err := upstream.Fetch(ctx, u.to, u.sum)
 	if err != nil {
 		return err
 	}
-	if !known {
-		if err := recordRelease(path, to.Version, to.Sum); err != nil {
-			return err
-		}
-		u.added = true
-	}
+	u.sum = to.Sum
 	u.findings, err = assemble.Survey(from, to, list.Seams)
 	return err
 }
 
-// recordRelease adds a release to the seam list.
-func recordRelease(path, version, sum string) error {
-	dt, err := os.ReadFile(path)
+// whileListed calls f with the release in the seam list, where assembling looks
+// for it. It stays there only if f succeeds: every release of the list is
+// served, and a release that was merely tried would be taken for one.
+func (u *upgrade) whileListed(f func() error) error {
+	if u.known {
+		return f()
+	}
+	err := u.edit(func(dt []byte) ([]byte, error) { return seam.AddRelease(dt, u.to, u.sum) })
+	if err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		if undo := u.edit(func(dt []byte) ([]byte, error) { return seam.RemoveRelease(dt, u.to) }); undo != nil {
+			return errors.Wrapf(undo, "%v, and", err)
+		}
+		return err
+	}
+	u.added = true
+	return nil
+}
+
+func (u *upgrade) edit(change func([]byte) ([]byte, error)) error {
+	dt, err := os.ReadFile(u.list)
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	dt, err = seam.AddRelease(dt, version, sum)
-	if err != nil {
-		return errors.Wrapf(err, "failed to record %s in %s", version, path)
+	if dt, err = change(dt); err != nil {
+		return errors.Wrapf(err, "failed to change the releases of %s", u.list)
 	}
-	return writeFile(path, dt)
+	return writeFile(u.list, dt)
 }
 
 func (u *upgrade) lost() (names []string) {
@@ -164,10 +183,10 @@ func (u *upgrade) reportRest(w io.Writer, tr *trial) {
 		item("Upstream changed %s in %s. Does seam %s still do what it is for: %s?\n\n%s", f.Seam.In, f.Seam.Package, f.Seam.Name, f.Seam.Why, strings.TrimSuffix(f.Changes, "\n"))
 	}
 	if tr != nil && tr.err != nil {
-		item("%s failed: %v", tr.stage, tr.err)
+		item("%s failed: %v\n   The tree of it is in build/%s. Added files in it are links, so that they can be mended there.", tr.stage, tr.err, u.to)
 	}
 	if u.added {
-		item("%s is listed in %s from now on. Commit the line when the release is served, remove it when it is not.", u.to, assemble.SeamList)
+		item("%s is listed in %s from now on: commit the line.", u.to, assemble.SeamList)
 	}
 	if n == 0 {
 		fmt.Fprintln(w, "nothing")

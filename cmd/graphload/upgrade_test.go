@@ -2,13 +2,17 @@ package main
 
 import (
 	"archive/zip"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/seam"
 	"github.com/graphload/graphload/internal/upstream"
+	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 )
 
@@ -56,24 +60,42 @@ func TestUpgrade(t *testing.T) {
 	path := filepath.Join(root, assemble.SeamList)
 	require.NoError(t, os.WriteFile(path, []byte(fakeSeams), 0o600))
 
-	try := func(version string) (*upgrade, string) {
+	// trial is called when no seam is lost, as upgrade does
+	try := func(version string, trial func() error) (*upgrade, string) {
 		u := &upgrade{from: "v1.0.0"}
 		require.NoError(t, u.survey(t.Context(), assemble.Options{Root: root, Version: version}))
 		var out strings.Builder
 		require.NoError(t, u.reportSeams(&out))
+		if len(u.lost()) == 0 && trial != nil {
+			require.Equal(t, trial(), u.whileListed(func() error {
+				require.Contains(t, releases(t, path), version)
+				return trial()
+			}))
+		}
 		u.reportRest(&out, nil)
 		return u, out.String()
 	}
+	served := func() error { return nil }
+	errBroken := errors.New("does not compile")
+	broken := func() error { return errBroken }
 
-	u, out := try("v1.0.0")
+	u, out := try("v1.0.0", served)
 	require.True(t, u.added)
 	require.Contains(t, out, "seams: 2 held, 0 moved, 0 lost")
+	require.Contains(t, out, "1. v1.0.0 is listed in seams.yaml from now on: commit the line.")
 
-	u, out = try("v1.0.0")
+	u, out = try("v1.0.0", broken)
 	require.False(t, u.added, "it is known now")
 	require.True(t, strings.HasSuffix(out, "To look at:\nnothing\n"), out)
+	require.Equal(t, []string{"v1.0.0"}, releases(t, path), "what was listed stays")
 
-	u, out = try("v1.1.0")
+	for _, trial := range []func() error{nil, broken} { // --seams-only, and a release that does not compile
+		u, _ = try("v1.1.0", trial)
+		require.False(t, u.added)
+		require.Equal(t, []string{"v1.0.0"}, releases(t, path))
+	}
+
+	u, out = try("v1.1.0", served)
 	require.True(t, u.added)
 	require.Empty(t, u.lost())
 	require.Contains(t, out, "seams: 1 held, 1 moved, 0 lost")
@@ -81,16 +103,18 @@ func TestUpgrade(t *testing.T) {
 	require.Contains(t, out, "merge    moved  solver/jobs.go:5  solver/jobs.go:6  same\n")
 	require.Contains(t, out, "1. Upstream changed Discard in solver. Does seam discard still do what it is for: owners go with the job?")
 	require.Contains(t, out, "+func Discard() { Merge() }\n")
-	require.Contains(t, out, "2. v1.1.0 is listed in seams.yaml from now on.")
+	require.Contains(t, out, "2. v1.1.0 is listed in seams.yaml from now on: commit the line.")
 
-	u, out = try("v1.2.0")
+	u, out = try("v1.2.0", served)
 	require.Equal(t, []string{"merge"}, u.lost())
+	require.False(t, u.added)
 	require.Contains(t, out, "Seam merge is lost: package solver: declaration Merge not found, there is State.Merge at solver/jobs.go:5")
 	require.Contains(t, out, "It is there because owners are handed on.")
+	require.NotContains(t, out, "is listed")
 
 	dt, err := os.ReadFile(path)
 	require.NoError(t, err)
-	require.Regexp(t, `(?s)^# the list\nreleases: # sums\n  v1\.2\.0: h1:\S+\n  v1\.1\.0: h1:\S+\n  v1\.0\.0: h1:\S+\nseams:\n  - \{name: discard`, string(dt))
+	require.Regexp(t, `(?s)^# the list\nreleases: # sums\n  v1\.1\.0: h1:\S+\n  v1\.0\.0: h1:\S+\nseams:\n  - \{name: discard`, string(dt))
 
 	// a source that is not the recorded one is not looked at
 	sum := strings.Replace(string(dt), "v1.1.0: h1:", "v1.1.0: h1:A", 1)
@@ -98,4 +122,11 @@ func TestUpgrade(t *testing.T) {
 	err = (&upgrade{from: "v1.0.0"}).survey(t.Context(), assemble.Options{Root: root, Version: "v1.1.0"})
 	require.ErrorContains(t, err, "checksum of github.com/moby/buildkit@v1.1.0 is")
 	require.NoFileExists(t, path+".tmp")
+}
+
+// releases returns the releases of a seam list.
+func releases(t *testing.T, path string) []string {
+	list, err := seam.Load(path)
+	require.NoError(t, err)
+	return slices.Sorted(maps.Keys(list.Releases))
 }

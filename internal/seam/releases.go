@@ -56,3 +56,25 @@ func AddRelease(dt []byte, version, sum string) ([]byte, error) {
 	}
 	return out, nil
 }
+
+// RemoveRelease takes a release out of the source of a seam list. All other bytes
+// of the list stay as they are.
+func RemoveRelease(dt []byte, version string) ([]byte, error) {
+	old, err := Parse(dt)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := old.Releases[version]; !ok {
+		return nil, errors.Errorf("release %s is not listed", version)
+	}
+	lines := slices.DeleteFunc(slices.Collect(bytes.Lines(dt)), func(line []byte) bool {
+		m := releaseRegexp.FindSubmatch(line)
+		return m != nil && string(m[1]) == version
+	})
+	out := bytes.Join(lines, nil)
+	l, err := Parse(out)
+	if err != nil || len(l.Releases) != len(old.Releases)-1 {
+		return nil, errors.Errorf("releases are not a block with one release a line: remove %s by hand", version)
+	}
+	return out, nil
+}

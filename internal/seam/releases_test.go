@@ -1,6 +1,7 @@
 package seam
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -28,4 +29,27 @@ func TestAddRelease(t *testing.T) {
 		_, err := AddRelease([]byte(tc.list), tc.version, "h1:new")
 		require.ErrorContains(t, err, tc.err)
 	}
+}
+
+func TestRemoveRelease(t *testing.T) {
+	t.Parallel()
+	const list = "# v1.2.0: h1:b\nreleases: # sums\n  v1.2.0: h1:b # current\n  # old\n  \"v1.0.0\": h1:a\n\nseams:\n- {name: a, package: p, in: T, why: w, add-field: f int}\n"
+	for version, line := range map[string]string{
+		"v1.2.0": "  v1.2.0: h1:b # current\n",
+		"v1.0.0": "  \"v1.0.0\": h1:a\n",
+	} {
+		got, err := RemoveRelease([]byte(list), version)
+		require.NoError(t, err)
+		require.Equal(t, strings.Replace(list, line, "", 1), string(got))
+	}
+	added, err := AddRelease([]byte(list), "v1.1.0", "h1:new")
+	require.NoError(t, err)
+	got, err := RemoveRelease(added, "v1.1.0")
+	require.NoError(t, err)
+	require.Equal(t, list, string(got))
+
+	_, err = RemoveRelease([]byte(list), "v1.1.0")
+	require.EqualError(t, err, "release v1.1.0 is not listed")
+	_, err = RemoveRelease([]byte("releases: {v1.0.0: h1:a}\n"), "v1.0.0")
+	require.ErrorContains(t, err, "remove v1.0.0 by hand")
 }

@@ -25,7 +25,8 @@ type Commit struct {
 }
 
 // Commits are the commits in their order. Each builds on the ones before it,
-// and on nothing after.
+// and on nothing after. The last one is not for BuildKit: it is there so that the
+// series as a whole is the assembled tree.
 var Commits = []Commit{
 	{
 		Title:   "util/graphload: add switch for loading lazy solves",
@@ -101,10 +102,20 @@ Nothing of an op is shown but the name that is shown in progress.`,
 	},
 	{
 		Title:   "gateway: add capability for loaded lazy solves",
-		Folders: []string{"frontend", "client"},
+		Folders: []string{"frontend/gateway", "client"},
 		Body: `gateway.solve.load tells clients that they do not need to order evaluations
 themselves. EvaluateAll evaluates the refs of a result concurrently with any
 daemon.`,
+	},
+	{
+		Title:   "dockerfile: take version +graphload for its release",
+		Folders: []string{"frontend/dockerfile/version"},
+		Body: `Only for daemons that call themselves vX.Y.Z+graphload, to tell them from
+those of the release: the version of the Dockerfile frontend in provenance
+is the one of the release, and not one with -dev.
+
+BuildKit itself has no such version. Leave this commit out where the series
+becomes part of BuildKit: nothing before it needs it.`,
 	},
 }
 

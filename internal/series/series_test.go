@@ -2,6 +2,7 @@ package series
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,6 +60,23 @@ diff --git ssh
 	require.ErrorContains(t, err, `commit "mounts: ask" of the series is empty`)
 }
 
+// TestDocs compares the table of the commits in the documentation.
+func TestDocs(t *testing.T) {
+	t.Parallel()
+	root, err := upstream.Root()
+	require.NoError(t, err)
+	dt, err := os.ReadFile(filepath.Join(root, "docs", "upstream.md"))
+	require.NoError(t, err)
+	_, table, ok := strings.Cut(string(dt), "| commit | folders |\n|---|---|\n")
+	require.True(t, ok)
+	table, _, _ = strings.Cut(table, "\n\n")
+	var want []string
+	for _, c := range Commits {
+		want = append(want, fmt.Sprintf("| %s | `%s` |", c.Title, strings.Join(c.Folders, "`, `")))
+	}
+	require.Equal(t, want, strings.Split(table, "\n"))
+}
+
 // TestApply takes the series into an import of every known release: the result
 // is the assembled tree.
 func TestApply(t *testing.T) {
@@ -86,7 +104,7 @@ func TestApply(t *testing.T) {
 			}
 			requireTree(t, repo, tree)
 
-			log, err := repo.Git(t.Context(), nil, "log", "--reverse", "--format=%an <%ae> %aI %s", "HEAD~"+string(rune('0'+len(patches)))+"..")
+			log, err := repo.Git(t.Context(), nil, "log", "--reverse", "--format=%an <%ae> %aI %s", fmt.Sprintf("HEAD~%d..", len(patches)))
 			require.NoError(t, err)
 			var want []string
 			for _, c := range Commits {
