@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,11 +60,11 @@ func TestDropIn(t *testing.T) {
 	t.Run("config keys", testDropInConfigKeys)
 	t.Run("exit codes", testDropInExitCodes)
 	t.Run("stop", testDropInStop)
+	t.Run("defaults", testDropInDefaults)
 
 	up := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Upstream})
 	gl := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
-	t.Run("workers", func(t *testing.T) { requireSame(t, up, gl, workers) })
-	t.Run("services", func(t *testing.T) { requireSame(t, up, gl, services) })
+	t.Run("services", func(t *testing.T) { requireSame(t, services(t, up), services(t, gl)) })
 	t.Run("debug endpoints", func(t *testing.T) {
 		want, got := debugEndpoints(t, up), debugEndpoints(t, gl)
 		require.Equal(t, "404 text/plain; charset=utf-8", want["GET /debug/graph"])
@@ -81,10 +82,9 @@ func TestDropIn(t *testing.T) {
 	})
 }
 
-// requireSame compares what get says about both daemons.
-func requireSame(t *testing.T, up, gl *testbed.Daemon, get func(*testing.T, *testbed.Daemon) map[string]string) {
+// requireSame compares what was found out about upstream's daemon and ours.
+func requireSame(t *testing.T, want, got map[string]string) {
 	t.Helper()
-	want, got := get(t, up), get(t, gl)
 	require.NotEmpty(t, want)
 	require.Equal(t, slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got)))
 	for key := range want {
@@ -271,6 +271,41 @@ func withoutStartLine(log string) string {
 	return out.String()
 }
 
+// plainDaemon returns the command of a daemon with its state and sockets in dir,
+// and nothing else that is not the default, and the address it listens at. A
+// containerd of the machine is left alone.
+func plainDaemon(t *testing.T, flavor testbed.Flavor, dir, socket string, args ...string) (*exec.Cmd, string) {
+	t.Helper()
+	bin, err := testbed.Binary(flavor, "buildkitd")
+	require.NoError(t, err)
+	addr := "unix://" + filepath.Join(dir, socket)
+	args = append([]string{"--root", filepath.Join(dir, "root"), "--addr", addr, "--otel-socket-path", filepath.Join(dir, "otel"+socket), "--containerd-worker=false"}, args...)
+	return exec.CommandContext(t.Context(), bin, args...), addr
+}
+
+// startPlain starts the command and returns a client when the daemon listens.
+// What is left of it ends with the test.
+func startPlain(t *testing.T, cmd *exec.Cmd, addr string) *client.Client {
+	t.Helper()
+	// mounts of the daemon end with it
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	require.NoError(t, cmd.Start())
+	testbed.OnAbort(func() error { return cmd.Process.Kill() })
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it can have ended
+		cmd.Wait()                          //nolint:errcheck
+	})
+	c, err := client.New(t.Context(), addr)
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, c.Wait(ctx))
+	return c
+}
+
 // testDropInStop compares how daemons end: when they are told to, and when
 // another one has their root.
 func testDropInStop(t *testing.T) {
@@ -278,25 +313,12 @@ func testDropInStop(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			var codes []string
 			for _, flavor := range testbed.Flavors {
-				bin, err := testbed.Binary(flavor, "buildkitd")
-				require.NoError(t, err)
 				dir := t.TempDir()
-				command := func(socket string) *exec.Cmd {
-					return exec.CommandContext(t.Context(), bin, "--root", filepath.Join(dir, "root"), "--addr", "unix://"+filepath.Join(dir, socket),
-						"--otel-socket-path", filepath.Join(dir, "otel"+socket), "--containerd-worker=false", "--oci-worker-net=host",
-						"--oci-worker-snapshotter=native", "--cdi-disabled=true")
-				}
-				first := command("first")
-				require.NoError(t, first.Start())
-				t.Cleanup(func() { first.Process.Kill() })
-				c, err := client.New(t.Context(), "unix://"+filepath.Join(dir, "first"))
-				require.NoError(t, err)
-				defer c.Close()
-				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-				defer cancel()
-				require.NoError(t, c.Wait(ctx))
+				args := []string{"--oci-worker-net=host", "--oci-worker-snapshotter=native", "--cdi-disabled=true"}
+				first, addr := plainDaemon(t, flavor, dir, "first", args...)
+				startPlain(t, first, addr)
 
-				second := command("second")
+				second, _ := plainDaemon(t, flavor, dir, "second", args...)
 				dt, _ := second.CombinedOutput()
 				require.Contains(t, string(dt), "could not lock", "%s", flavor)
 
@@ -309,20 +331,29 @@ func testDropInStop(t *testing.T) {
 	}
 }
 
-// workers is what the default configuration makes of a worker.
-func workers(t *testing.T, d *testbed.Daemon) map[string]string {
-	infos, err := newClient(t, d).ListWorkers(t.Context())
-	require.NoError(t, err)
-	out := map[string]string{}
-	for i, w := range infos {
-		out[fmt.Sprintf("%d platforms", i)] = fmt.Sprint(w.Platforms)
-		out[fmt.Sprintf("%d gc policy", i)] = fmt.Sprintf("%+v", w.GCPolicy)
-		out[fmt.Sprintf("%d devices", i)] = fmt.Sprint(w.CDIDevices)
-		for k, v := range w.Labels {
-			out[fmt.Sprintf("%d label %s", i, k)] = v
+// testDropInDefaults compares what the default configuration makes of a worker:
+// snapshotter, network, platforms, devices and when garbage is collected.
+func testDropInDefaults(t *testing.T) {
+	var found []map[string]string
+	for _, flavor := range testbed.Flavors {
+		cmd, addr := plainDaemon(t, flavor, t.TempDir(), "s")
+		infos, err := startPlain(t, cmd, addr).ListWorkers(t.Context())
+		require.NoError(t, err)
+		require.Len(t, infos, 1, "%s", flavor)
+		w := infos[0]
+		require.NotEmpty(t, w.GCPolicy, "%s collects garbage", flavor)
+		out := map[string]string{
+			"platforms": fmt.Sprint(w.Platforms),
+			"gc policy": fmt.Sprintf("%+v", w.GCPolicy),
+			"devices":   fmt.Sprint(w.CDIDevices),
 		}
+		for k, v := range w.Labels {
+			out["label "+k] = v
+		}
+		found = append(found, out)
 	}
-	return out
+	require.Contains(t, found[0], "label org.mobyproject.buildkit.worker.snapshotter")
+	requireSame(t, found[0], found[1])
 }
 
 // services returns the descriptors of all gRPC services, by file.
@@ -356,9 +387,62 @@ func services(t *testing.T, d *testbed.Daemon) map[string]string {
 }
 
 var (
-	handlePattern = regexp.MustCompile(`\.Handle(?:Func)?\("(?:([A-Z]+) )?(/[^"]*)"`)
-	metricName    = regexp.MustCompile(`(?m)^# TYPE (\S+ \S+)$`)
+	debugPattern = regexp.MustCompile(`^(?:([A-Z]+) )?(/\S*)$`)
+	metricName   = regexp.MustCompile(`(?m)^# TYPE (\S+ \S+)$`)
 )
+
+// debugPatterns returns the patterns that a package gives to Handle and
+// HandleFunc, with the constants that they are made of.
+func debugPatterns(t *testing.T, dir string) (patterns []string) {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	require.NoError(t, err)
+	fset, consts := token.NewFileSet(), map[string]string{}
+	// value is that of a literal, a constant or their sum
+	var value func(e ast.Expr) (string, bool)
+	value = func(e ast.Expr) (string, bool) {
+		switch e := e.(type) {
+		case *ast.BasicLit:
+			s, err := strconv.Unquote(e.Value)
+			return s, e.Kind == token.STRING && err == nil
+		case *ast.Ident:
+			s, ok := consts[e.Name]
+			return s, ok
+		case *ast.BinaryExpr:
+			x, ok := value(e.X)
+			y, ok2 := value(e.Y)
+			return x + y, ok && ok2 && e.Op == token.ADD
+		}
+		return "", false
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.ValueSpec:
+				for i, v := range n.Values {
+					if s, ok := value(v); ok {
+						consts[n.Names[i].Name] = s
+					}
+				}
+			case *ast.CallExpr:
+				sel, ok := n.Fun.(*ast.SelectorExpr)
+				if !ok || sel.Sel.Name != "Handle" && sel.Sel.Name != "HandleFunc" {
+					break
+				}
+				pattern, ok := value(n.Args[0])
+				require.True(t, ok, "%s: a pattern that is not understood", fset.Position(n.Pos()))
+				patterns = append(patterns, pattern)
+			}
+			return true
+		})
+	}
+	return patterns
+}
 
 // debugClient asks the debug handlers of the daemon, with any host in the URL.
 func debugClient(t *testing.T, d *testbed.Daemon) *http.Client {
@@ -378,28 +462,29 @@ func debugEndpoints(t *testing.T, d *testbed.Daemon) map[string]string {
 	require.NoError(t, err)
 	tree, err := assemble.Plan(t.Context(), assemble.Options{Root: root, Version: versionOf(t, bin)[2]})
 	require.NoError(t, err)
-	src, err := os.ReadFile(filepath.Join(tree.Upstream.Dir, "cmd/buildkitd/debug.go"))
-	require.NoError(t, err)
-	patterns := handlePattern.FindAllSubmatch(src, -1)
-	require.NotEmpty(t, patterns)
+	patterns := debugPatterns(t, filepath.Join(tree.Upstream.Dir, "cmd/buildkitd"))
+	require.Contains(t, patterns, "/metrics")
+	require.Contains(t, patterns, "GET /debug/flight/trace")
 
 	hc := debugClient(t, d)
 	out := map[string]string{}
-	ask := func(method, url string) string {
+	ask := func(method, url string) (answer, body string) {
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://debug"+url, nil)
 		require.NoError(t, err)
 		resp, err := hc.Do(req)
 		require.NoError(t, err)
 		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
+		dt, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
-		out[method+" "+url] = fmt.Sprintf("%d %s", resp.StatusCode, resp.Header.Get("Content-Type"))
-		return string(body)
+		return fmt.Sprintf("%d %s", resp.StatusCode, resp.Header.Get("Content-Type")), string(dt)
 	}
-	ask(http.MethodGet, "/no/such/handler")
-	ask(http.MethodGet, "/debug/graph")
-	for _, m := range patterns {
-		method, url := string(m[1]), string(m[2])
+	for _, url := range []string{"/no/such/handler", "/debug/graph"} {
+		out["GET "+url], _ = ask(http.MethodGet, url)
+	}
+	for _, pattern := range patterns {
+		m := debugPattern.FindStringSubmatch(pattern)
+		require.NotNil(t, m, "pattern %q", pattern)
+		method, url := m[1], m[2]
 		if method == "" {
 			method = http.MethodGet
 		}
@@ -407,13 +492,23 @@ func debugEndpoints(t *testing.T, d *testbed.Daemon) map[string]string {
 		case "/debug/pprof/profile", "/debug/pprof/trace":
 			url += "?seconds=1"
 		}
-		body := ask(method, url)
+		answer, body := ask(method, url)
+		out[method+" "+url] = answer
 		if url == "/metrics" {
 			for _, m := range metricName.FindAllStringSubmatch(body, -1) {
 				out["metric "+m[1]] = ""
 			}
 		}
 	}
+	// the answers of the flight recorder depend on whether it runs
+	var flight []string
+	for _, step := range []string{"POST /set_period?period=1s", "POST /start", "POST /start", "POST /set_period?period=1s", "GET ", "POST /stop", "POST /stop", "GET "} {
+		method, rest, _ := strings.Cut(step, " ")
+		answer, _ := ask(method, "/debug/flight/trace"+rest)
+		flight = append(flight, step+" "+answer)
+	}
+	require.Contains(t, flight, "GET  200 application/octet-stream")
+	out["flight recorder"] = strings.Join(flight, "\n")
 	return out
 }
 
