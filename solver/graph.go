@@ -344,8 +344,9 @@ func inputDigests(v Vertex) []digest.Digest {
 	return out
 }
 
-// urlUser is what comes before the host in a URL that is part of a name.
-var urlUser = regexp.MustCompile(`://[^/\s@]*@`)
+// urlUser is what comes before the host in a URL that is part of a name, up to
+// the last @: a password may have one, and parsers of URLs accept it.
+var urlUser = regexp.MustCompile(`://[^/\s]*@`)
 
 // displayName returns name without the credentials of the URLs in it.
 func displayName(name string) string {

@@ -247,6 +247,10 @@ func TestDisplayName(t *testing.T) {
 		"RUN make": "RUN make",
 		"https://user:password@example.com/a.git#main": "https://xxxxx@example.com/a.git#main",
 		"a http://token@h/x b ssh://git@h:22/y":        "a http://xxxxx@h/x b ssh://xxxxx@h:22/y",
+		"https://u:p@ss@h/x":                           "https://xxxxx@h/x",
+		"a https://u:p@s@h b ssh://t@@h:22 c@d":        "a https://xxxxx@h b ssh://xxxxx@h:22 c@d",
+		"https://u:p?#@h/x":                            "https://xxxxx@h/x",
+		"https://h/x@y":                                "https://h/x@y",
 		"mail me@example.com":                          "mail me@example.com",
 		"docker-image://docker.io/library/a@sha256:00": "docker-image://docker.io/library/a@sha256:00",
 	} {

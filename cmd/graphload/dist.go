@@ -224,7 +224,7 @@ func (d *distribution) build(ctx context.Context, t *assemble.Tree, arch string)
 		return err
 	}
 	components, err := b.Licenses(ctx)
-	d.licenses = append(buildkit, components...)
+	d.licenses = slices.Concat(buildkit, components)
 	return err
 }
 

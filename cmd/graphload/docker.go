@@ -38,11 +38,17 @@ func dockerCommand() *cli.Command {
 	}
 }
 
-// unitPackages are what tests of systemd units run.
-var unitPackages = map[string]string{"systemd-analyze": "systemd", "systemd-socket-activate": "systemd"}
+// unitPackages are what tests of systemd units and of the page of the build graph
+// run.
+var unitPackages = map[string]string{
+	"chromium":                "chromium",
+	"systemd":                 "systemd",
+	"systemd-analyze":         "systemd",
+	"systemd-socket-activate": "systemd",
+}
 
-// installContainerPackages installs what tests of images and units run. The
-// engine is not among it, it is unpacked and not installed.
+// installContainerPackages installs what tests of images, units and the page
+// run. The engine is not among it, it is unpacked and not installed.
 func installContainerPackages(ctx context.Context) error {
 	if err := installDistPackages(ctx); err != nil {
 		return err

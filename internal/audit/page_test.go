@@ -14,9 +14,10 @@ import (
 )
 
 var (
-	testName = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z]+)(/[^`]*)?`")
-	testDecl = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
-	subtest  = regexp.MustCompile(`"/([a-z ]+)", func`)
+	testName  = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z]+)(/[^`]*)?`")
+	testDecl  = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	subtest   = regexp.MustCompile(`"/([a-z ]+)", func`)
+	itemStart = regexp.MustCompile(`(?m)^(?:-|\d+\.) `)
 )
 
 // TestSecurityPage has every test that the page about security names exist.
@@ -44,6 +45,10 @@ func TestSecurityPage(t *testing.T) {
 				tenants = append(tenants, strings.ReplaceAll(string(m[1]), " ", "_"))
 			}
 		}
+	}
+	for _, item := range itemStart.Split(string(dt), -1)[1:] {
+		item, _, _ = strings.Cut(item, "\n\n")
+		require.Regexp(t, testName, item, "every statement of a list names what shows it")
 	}
 	named := testName.FindAllSubmatch(dt, -1)
 	require.Greater(t, len(named), 30)

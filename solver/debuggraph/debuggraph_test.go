@@ -91,8 +91,18 @@ func TestPage(t *testing.T) {
 	w := get(t, chain(), "/debug/graph", browser)
 	require.Equal(t, http.StatusOK, w.Code)
 	require.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
-	require.Contains(t, w.Header().Get("Content-Security-Policy"), "default-src 'none'")
 	body := w.Body.String()
+	policy := map[string]string{}
+	for directive := range strings.SplitSeq(w.Header().Get("Content-Security-Policy"), "; ") {
+		name, sources, _ := strings.Cut(directive, " ")
+		policy[name] = sources
+	}
+	nonce := policy["script-src"]
+	require.Regexp(t, `^'nonce-\w{20,}'$`, nonce)
+	require.Equal(t, map[string]string{
+		"default-src": "'none'", "style-src": nonce, "script-src": nonce,
+		"form-action": "'self'", "frame-ancestors": "'none'", "base-uri": "'none'",
+	}, policy)
 	require.NotRegexp(t, external, body)
 	require.NotContains(t, body, "<script>alert", "names are escaped")
 	require.Contains(t, body, "RUN &lt;script&gt;alert(1)&lt;/script&gt;</title>")

@@ -216,10 +216,11 @@ th { color: #66727f; }
   }
   search.addEventListener("input", find);
 
-  var refresh = document.getElementById("refresh");
+  var refresh = document.getElementById("refresh"), timer;
   function schedule() {
     store.set("refresh", refresh.value);
-    if (refresh.value !== "0") { setTimeout(function () { if (refresh.value !== "0") { location.reload(); } }, 1000 * Number(refresh.value)); }
+    clearTimeout(timer);
+    if (refresh.value !== "0") { timer = setTimeout(function () { location.reload(); }, 1000 * Number(refresh.value)); }
   }
   refresh.value = store.get("refresh") || "0";
   refresh.addEventListener("change", schedule);

@@ -148,7 +148,8 @@ func writePage(w http.ResponseWriter, g *solver.Graph, build string) {
 	p := newPage(g, build)
 	p.Nonce = rand.Text()
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'nonce-"+p.Nonce+"'; script-src 'nonce-"+p.Nonce+"'; form-action 'self'")
+	// default-src stands for none of the last three
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'nonce-"+p.Nonce+"'; script-src 'nonce-"+p.Nonce+"'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if err := pageTemplate.Execute(w, p); err != nil {
 		bklog.L.WithError(err).Debug("failed to write the graph")
