@@ -3,13 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"text/tabwriter"
-	"time"
 
 	"github.com/graphload/graphload/internal/audit"
+	"github.com/graphload/graphload/internal/dist"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -45,16 +46,16 @@ func auditCommand() *cli.Command {
 					return err
 				}
 			}
+			db, err := audit.Open(ctx, cmd.String("db"))
+			if err != nil {
+				return cli.Exit(fmt.Sprintf("graphload: audit: %s: %v", cmd.String("db"), err), exitNoDatabase)
+			}
+			progressf("database %s", db)
 			progressf("building govulncheck, if it is not there")
 			tool, err := audit.Install(ctx)
 			if err != nil {
 				return err
 			}
-			db, modified, err := audit.Open(ctx, cmd.String("db"))
-			if err != nil {
-				return cli.Exit(fmt.Sprintf("graphload: audit: %s: %v", cmd.String("db"), err), exitNoDatabase)
-			}
-			progressf("database of %s", modified.Format(time.DateTime))
 			var findings []audit.Finding
 			for _, bin := range bins {
 				progressf("govulncheck %s", bin)
@@ -65,7 +66,7 @@ func auditCommand() *cli.Command {
 				findings = append(findings, found...)
 			}
 			open := verdicts.Judge(findings)
-			if err := reportFindings(findings, len(bins)); err != nil {
+			if err := reportFindings(opt.Root, findings, len(bins)); err != nil {
 				return err
 			}
 			if open > 0 {
@@ -77,24 +78,27 @@ func auditCommand() *cli.Command {
 }
 
 // shippedBinaries are the binaries of the last dist, or of the last build.
-func shippedBinaries(root string) ([]string, error) {
-	for _, pattern := range []string{
-		filepath.Join(root, "build", "dist", "context", "*", "bin", "*"),
-		filepath.Join(root, "bin", "build*"),
-	} {
-		bins, err := filepath.Glob(pattern)
-		if err != nil {
-			return nil, errors.WithStack(err)
+func shippedBinaries(root string) (bins []string, _ error) {
+	var patterns []string
+	for _, arch := range slices.Sorted(maps.Keys(dist.Architectures)) {
+		patterns = append(patterns, filepath.Join(root, "build", "dist", "context", arch, "bin", "*"))
+	}
+	for _, patterns := range [][]string{patterns, {filepath.Join(root, "bin", "build*")}} {
+		for _, pattern := range patterns {
+			found, err := filepath.Glob(pattern)
+			if err != nil {
+				return nil, errors.WithStack(err)
+			}
+			bins = append(bins, found...)
 		}
 		if len(bins) > 0 {
-			slices.Sort(bins)
 			return bins, nil
 		}
 	}
 	return nil, errors.New("there are no binaries: run graphload dist, or graphload build")
 }
 
-func reportFindings(findings []audit.Finding, bins int) error {
+func reportFindings(root string, findings []audit.Finding, bins int) error {
 	if len(findings) == 0 {
 		_, err := fmt.Printf("no known vulnerabilities in %d binaries\n", bins)
 		return errors.WithStack(err)
@@ -106,7 +110,11 @@ func reportFindings(findings []audit.Finding, bins int) error {
 		if verdict == "" {
 			verdict = "none"
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s %s\t%s\t%s\t%s\t%s\n", f.Binary, f.ID, f.Module, f.Version, f.Fixed, f.Symbol, verdict, f.Summary)
+		binary, err := filepath.Rel(root, f.Binary)
+		if err != nil {
+			binary = f.Binary
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s %s\t%s\t%s\t%s\t%s\n", binary, f.ID, f.Module, f.Version, f.Fixed, f.Symbol, verdict, f.Summary)
 	}
 	return errors.WithStack(tw.Flush())
 }

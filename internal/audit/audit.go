@@ -33,7 +33,7 @@ type Finding struct {
 	Version string
 	Fixed   string
 	Symbol  string // that is in the binary, if that is known
-	Binary  string
+	Binary  string // path
 	Verdict string // why it is accepted, empty if nobody has judged it
 }
 
@@ -66,7 +66,7 @@ func Binary(ctx context.Context, tool, db, path string) ([]Finding, error) {
 	if err != nil {
 		return nil, errors.Wrapf(err, "govulncheck %s: %s", path, bytes.TrimSpace(stderr.Bytes()))
 	}
-	return parse(bytes.NewReader(dt), filepath.Base(path))
+	return parse(bytes.NewReader(dt), path)
 }
 
 // parse reads messages of govulncheck. A vulnerability is reported several

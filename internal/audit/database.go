@@ -2,8 +2,6 @@ package audit
 
 import (
 	"context"
-	"encoding/json"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -20,21 +18,21 @@ import (
 // all modules come, also where nothing else can be reached.
 const DefaultDB = "golang.org/x/vulndb@latest"
 
-// Open returns the URL of a database for govulncheck, and when its content was
-// changed last. A name is a URL, or a module with a version whose reports are
-// made a database in the cache folder of the user. ErrNoDatabase is returned
+// Open returns the URL of a database for govulncheck. A name is a URL, or a
+// module with a version whose reports are made a database in the cache folder of
+// the user; the folder has the name of the version. ErrNoDatabase is returned
 // when there is none.
-func Open(ctx context.Context, name string) (url string, modified time.Time, err error) {
+func Open(ctx context.Context, name string) (url string, err error) {
 	url = name
 	if !strings.Contains(name, "://") {
 		if url, err = fromModule(ctx, name); err != nil {
-			return "", time.Time{}, errors.Wrapf(ErrNoDatabase, "%v", err)
+			return "", errors.Wrapf(ErrNoDatabase, "%v", err)
 		}
 	}
-	if modified, err = readIndex(ctx, url); err != nil {
-		return "", time.Time{}, errors.Wrapf(ErrNoDatabase, "%v", err)
+	if err := readIndex(ctx, url); err != nil {
+		return "", errors.Wrapf(ErrNoDatabase, "%v", err)
 	}
-	return url, modified, nil
+	return url, nil
 }
 
 // fromModule makes a database of the reports in a module, if that has not been
@@ -74,37 +72,26 @@ func fromModule(ctx context.Context, name string) (_ string, retErr error) {
 	return url, errors.WithStack(os.Rename(out, dir))
 }
 
-// readIndex asks a database when it was changed last.
-func readIndex(ctx context.Context, url string) (time.Time, error) {
+// readIndex looks whether there is a database.
+func readIndex(ctx context.Context, url string) error {
 	const index = "/index/db.json"
-	var dt []byte
-	var err error
 	if dir, ok := strings.CutPrefix(url, "file://"); ok {
-		dt, err = os.ReadFile(filepath.FromSlash(dir + index))
-	} else {
-		dt, err = get(ctx, strings.TrimSuffix(url, "/")+index)
+		_, err := os.Stat(filepath.FromSlash(dir + index))
+		return errors.WithStack(err)
 	}
-	if err != nil {
-		return time.Time{}, errors.WithStack(err)
-	}
-	var db struct{ Modified time.Time }
-	return db.Modified, errors.Wrapf(json.Unmarshal(dt, &db), "%s%s", url, index)
-}
-
-func get(ctx context.Context, url string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(url, "/")+index, nil)
 	if err != nil {
-		return nil, err
+		return errors.WithStack(err)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, err
+		return errors.WithStack(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, errors.Errorf("%s: %s", url, resp.Status)
+		return errors.Errorf("%s: %s", url, resp.Status)
 	}
-	return io.ReadAll(resp.Body)
+	return nil
 }
