@@ -5,11 +5,10 @@ import (
 	"context"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
 )
 
@@ -56,15 +55,8 @@ func Run(ctx context.Context, t Target, root, tree string, d time.Duration) erro
 	}
 	// by default a minute is spent on making each new input small
 	args := []string{"test", "-buildvcs=false", "-run", "^$", "-fuzz", "^" + t.Name + "$", "-fuzztime", d.String(), "-fuzzminimizetime", "100x"}
-	cmd := exec.CommandContext(ctx, "go", append(args, t.Pkg)...)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOWORK=off")
+	cmd := gomod.Command(ctx, dir, append(args, t.Pkg)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	// the workers are children of the test, which is one of the go command: all
-	// of them are interrupted
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
-	cmd.WaitDelay = 10 * time.Second
 	err := cmd.Run()
 	if failing, _ := os.ReadDir(t.Failing(root)); err != nil && len(failing) > 0 {
 		return errors.Wrapf(err, "%s in %s: inputs that fail are in %s, and graphload fuzz --target %s --time 1s runs them again", t.Name, t.Pkg, t.Failing(root), t.Name)
