@@ -144,6 +144,19 @@ func countLeases(path string) (n int, err error) {
 	return n, errors.WithStack(err)
 }
 
+// logUsage says what a daemon has that it should have given back.
+func logUsage(t *testing.T, d *testbed.Daemon, c *client.Client) {
+	records, err := c.DiskUsage(context.WithoutCancel(t.Context()))
+	if err != nil {
+		t.Log(err)
+	}
+	for _, r := range records {
+		t.Logf("record %s of %v, in use %t, used %d times, created %s: %s", r.ID, r.Parents, r.InUse, r.UsageCount, r.CreatedAt.Format(time.TimeOnly), r.Description)
+	}
+	g, err := readGraph(context.WithoutCancel(t.Context()), d)
+	t.Logf("graph: %+v %v", g, err)
+}
+
 // idleTimeout is how long a daemon may take to give back what builds used: the
 // spans of a build are dropped one to two minutes after the last of them.
 const idleTimeout = 3 * time.Minute
@@ -152,6 +165,11 @@ const idleTimeout = 3 * time.Minute
 // when a build ends is freed a little later than its client returns.
 func requireIdle(t *testing.T, d *testbed.Daemon, c *client.Client, before usage) {
 	t.Helper()
+	defer func() {
+		if t.Failed() {
+			logUsage(t, d, c)
+		}
+	}()
 	var now usage
 	require.EventuallyWithT(t, func(ct *assert.CollectT) {
 		require.NoError(ct, c.Prune(t.Context(), nil, client.PruneAll))
