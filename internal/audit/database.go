@@ -29,7 +29,7 @@ func Open(ctx context.Context, name string) (url string, err error) {
 			return "", errors.Wrapf(ErrNoDatabase, "%v", err)
 		}
 	}
-	if err := readIndex(ctx, url); err != nil {
+	if err := checkIndex(ctx, url); err != nil {
 		return "", errors.Wrapf(ErrNoDatabase, "%v", err)
 	}
 	return url, nil
@@ -72,8 +72,8 @@ func fromModule(ctx context.Context, name string) (_ string, retErr error) {
 	return url, errors.WithStack(os.Rename(out, dir))
 }
 
-// readIndex looks whether there is a database.
-func readIndex(ctx context.Context, url string) error {
+// checkIndex fails when there is no database at url.
+func checkIndex(ctx context.Context, url string) error {
 	const index = "/index/db.json"
 	if dir, ok := strings.CutPrefix(url, "file://"); ok {
 		_, err := os.Stat(filepath.FromSlash(dir + index))
