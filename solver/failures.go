@@ -39,7 +39,7 @@ func (op *observedOp) observe(ctx context.Context, err error) {
 	op.st.mu.RLock()
 	defer op.st.mu.RUnlock()
 	for j := range op.st.jobs {
-		j.owned.failed.Store(true)
+		j.ownership().failed.Store(true)
 	}
 }
 
@@ -111,7 +111,7 @@ func (s *state) hasFailed() bool {
 // that saw a failure goes. A failed state is not kept for its owners, and a
 // state must not outlive its inputs.
 func (jl *Solver) spreadFailures(j *Job) {
-	if !j.owned.failed.Load() {
+	if !j.ownership().failed.Load() {
 		return
 	}
 	jl.mu.Lock()

@@ -150,7 +150,7 @@ func (jl *Solver) activeJobs() []*Job {
 	jl.mu.RUnlock()
 
 	jl.owners.mu.RLock()
-	jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return j.owned.discarded })
+	jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return j.ownership().discarded })
 	jl.owners.mu.RUnlock()
 	slices.SortFunc(jobs, compareJobs)
 	return jobs
@@ -164,7 +164,7 @@ func compareJobs(a, b *Job) int {
 func (o *ownerIndex) vertices(j *Job) []digest.Digest {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	return slices.Clone(j.owned.vertices)
+	return slices.Clone(j.ownership().vertices)
 }
 
 // collect adds the owners of the vertices to m.

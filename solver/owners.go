@@ -41,14 +41,19 @@ import (
 // go, so that a large graph does not hold up other builds.
 const registerBatch = 512
 
-// ErrJobDiscarded is returned when a vertex is registered with a job that has
-// already ended.
+// ErrJobDiscarded is returned when a vertex is registered with, or evaluated
+// by, a job that has already ended.
 var ErrJobDiscarded = errors.New("job is discarded")
+
+func errJobDiscarded(j *Job, what string) error {
+	return errors.Wrapf(ErrJobDiscarded, "failed to %s with job %s", what, j.id)
+}
 
 // registration is one lazy solve of a job. It stands for the job in all
 // vertices that the solve added.
 type registration struct {
 	job    *Job
+	owned  *ownership // of job
 	seq    uint64
 	caches []CacheManager
 
@@ -74,11 +79,23 @@ func (r *registration) covers(j *Job, caches []CacheManager) bool {
 	return true
 }
 
-// ownership is what a job keeps about the vertices it owns.
+// ownership is what a job keeps about the vertices it owns and builds.
 type ownership struct {
 	vertices  []digest.Digest // inputs first, protected by ownerIndex.mu
 	discarded bool            // protected by ownerIndex.mu
 	failed    atomic.Bool     // an op failed while the job was building it
+	builds    jobBuilds
+}
+
+// ownershipKey is where a job keeps its ownership, beside what others set on it.
+const ownershipKey = "graphload.ownership"
+
+func (j *Job) ownership() *ownership {
+	if v, ok := j.values.Load(ownershipKey); ok {
+		return v.(*ownership)
+	}
+	v, _ := j.values.LoadOrStore(ownershipKey, &ownership{})
+	return v.(*ownership)
 }
 
 // ownerIndex finds the owners of a vertex by its LLB digest. The zero value is
@@ -111,7 +128,7 @@ func (o *ownerIndex) register(ctx context.Context, j *Job, vertices []digest.Dig
 		o.room = len(vertices)
 		o.owners = make(map[digest.Digest][]*registration, o.room)
 	}
-	reg := &registration{job: j, seq: o.seq, caches: caches, since: time.Now(), describe: describe}
+	reg := &registration{job: j, owned: j.ownership(), seq: o.seq, caches: caches, since: time.Now(), describe: describe}
 	o.mu.Unlock()
 	reg.alone[0] = reg
 
@@ -129,8 +146,8 @@ func (o *ownerIndex) register(ctx context.Context, j *Job, vertices []digest.Dig
 func (o *ownerIndex) addBatch(reg *registration, batch []digest.Digest) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if reg.job.owned.discarded {
-		return errors.Wrapf(ErrJobDiscarded, "failed to register vertices with job %s", reg.job.id)
+	if reg.owned.discarded {
+		return errJobDiscarded(reg.job, "register vertices")
 	}
 	for _, dgst := range batch {
 		o.add(dgst, reg)
@@ -176,7 +193,7 @@ func (o *ownerIndex) has(dgst digest.Digest, j *Job, caches []CacheManager) bool
 // discarded. Registrations can arrive out of order, from solves that run at
 // the same time and from edge merges. Requires mu.
 func (o *ownerIndex) add(dgst digest.Digest, reg *registration) {
-	if reg.job.owned.discarded {
+	if reg.owned.discarded {
 		return
 	}
 	regs := o.owners[dgst]
@@ -186,7 +203,7 @@ func (o *ownerIndex) add(dgst digest.Digest, reg *registration) {
 		}
 		o.owners[dgst] = reg.alone[:]
 		o.room = max(o.room, len(o.owners))
-		reg.job.owned.vertices = append(reg.job.owned.vertices, dgst)
+		reg.owned.vertices = append(reg.owned.vertices, dgst)
 		return
 	}
 	if o.has(dgst, reg.job, reg.caches) {
@@ -198,7 +215,7 @@ func (o *ownerIndex) add(dgst digest.Digest, reg *registration) {
 	}
 	// the one-element slice of a registration is shared, insert always copies it
 	o.owners[dgst] = slices.Insert(slices.Clip(regs), i, reg)
-	reg.job.owned.vertices = append(reg.job.owned.vertices, dgst)
+	reg.owned.vertices = append(reg.owned.vertices, dgst)
 }
 
 // inherit makes the owners of src, which it returns, owners of dst as well,
@@ -250,10 +267,11 @@ func unlink(m map[digest.Digest][]digest.Digest, from, to digest.Digest) {
 // remove ends everything that j owns and refuses what it would register later.
 // It returns the kept states that have no owner left.
 func (o *ownerIndex) remove(j *Job) (orphans []*state) {
+	owned := j.ownership()
 	o.mu.Lock()
-	j.owned.discarded = true
-	vertices := j.owned.vertices
-	j.owned.vertices = nil
+	owned.discarded = true
+	vertices := owned.vertices
+	owned.vertices = nil
 	o.mu.Unlock()
 
 	// consumers before their inputs
@@ -375,14 +393,21 @@ func (j *Job) Owns(vertex digest.Digest) bool {
 }
 
 // Discard ends the job: what it registered is released together with what it
-// was building. Nothing can be registered with it afterwards.
+// was building, which may wait for builds that are being canceled. Nothing can
+// be registered or evaluated with it afterwards.
 func (j *Job) Discard() error {
-	jl := j.list
-	jl.spreadFailures(j)
-	orphans := jl.owners.remove(j)
-	err := j.discard()
-	jl.releaseOrphans(orphans)
-	return err
+	orphans := j.list.owners.remove(j)
+	defer j.list.releaseOrphans(orphans)
+	if !j.ownership().builds.end() {
+		return nil
+	}
+	return j.release()
+}
+
+// release releases the vertices of a job that builds nothing any more.
+func (j *Job) release() error {
+	j.list.spreadFailures(j)
+	return j.discard()
 }
 
 // releaseOrphans deletes states that were kept for an owner that is gone,
