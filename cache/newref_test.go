@@ -1,0 +1,36 @@
+package cache
+
+import (
+	"context"
+	"testing"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/pkg/errors"
+	"github.com/stretchr/testify/require"
+)
+
+// TestNewCanceled cancels a ref whose parent has to be finalized first: when
+// the parent is released, nothing is in use.
+func TestNewCanceled(t *testing.T) {
+	t.Parallel()
+	ctx := namespaces.WithNamespace(t.Context(), "buildkit-test")
+	co, cleanup, err := newCacheManager(ctx, t, cmOpt{})
+	require.NoError(t, err)
+	t.Cleanup(cleanup)
+
+	mutable, err := co.manager.New(ctx, nil, nil, CachePolicyRetain)
+	require.NoError(t, err)
+	parent, err := mutable.Commit(ctx)
+	require.NoError(t, err)
+
+	canceled, cancel := context.WithCancelCause(ctx)
+	cancel(errors.WithStack(context.Canceled))
+	_, err = co.manager.New(canceled, parent, nil)
+	require.ErrorIs(t, err, context.Canceled)
+
+	child, err := co.manager.New(ctx, parent, nil)
+	require.NoError(t, err, "the parent can still be used")
+	require.NoError(t, child.Release(ctx))
+	require.NoError(t, parent.Release(ctx))
+	checkDiskUsage(ctx, t, co.manager, 0, 1)
+}
