@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/moby/buildkit/session"
@@ -281,14 +282,85 @@ func TestEvaluateJoined(t *testing.T) {
 		}
 		return res.Release(t.Context())
 	})
-	for !slices.Contains(sessionsOf(s, v), "again") {
-		time.Sleep(time.Millisecond)
-	}
+	require.Eventually(t, func() bool {
+		return slices.Contains(sessionsOf(s, v), "again")
+	}, 10*time.Second, time.Millisecond)
 	close(discarded)
 	require.NoError(t, eg.Wait())
 	require.NoError(t, j.Discard())
 	wait()
 	log.requireReleased(t, 1, "joined")
+}
+
+// TestEvaluateEnded has a job that ends while it evaluates two vertices: what it
+// owns and its session are gone at once, its vertices with the second one.
+func TestEvaluateEnded(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	j := newTestJob(t, s, "j")
+	var ready sync.WaitGroup
+	var vertices []*vtxLogged
+	var stop [2]chan struct{}
+	var done [2]chan error
+	for i := range stop {
+		stop[i], done[i] = make(chan struct{}), make(chan error, 1)
+		v := &vtxLogged{vertex: vtx(vtxOpt{}), log: &resultLog{}, hook: func(context.Context) error {
+			ready.Done()
+			<-stop[i]
+			return nil
+		}}
+		vertices = append(vertices, v)
+		ready.Add(1)
+		go func() {
+			_, err := j.Evaluate(t.Context(), Edge{Vertex: v})
+			done[i] <- err
+		}()
+	}
+	ready.Wait()
+	require.NoError(t, j.Register(t.Context(), Edge{Vertex: vertices[0]}))
+	require.Equal(t, []string{"j"}, sessionsOf(s, vertices[1]))
+	require.NoError(t, j.Discard())
+	require.NoError(t, j.Discard(), "once more")
+	require.False(t, j.Owns(vertices[0].Digest()))
+	for i, v := range vertices {
+		require.Empty(t, sessionsOf(s, v))
+		require.NotNil(t, s.getState(Edge{Vertex: v}), "it is held until both have returned")
+		close(stop[i])
+		require.ErrorIs(t, <-done[i], ErrJobDiscarded)
+	}
+	requireEmpty(t, s)
+	for _, v := range vertices {
+		v.log.requireReleased(t, 1, "ended")
+	}
+}
+
+// TestEvaluateHung has an op that does not stop: it is not in the way of others
+// forever.
+func TestEvaluateHung(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSolver(t)
+		j := newTestJob(t, s, "j")
+		stop, done := make(chan struct{}), make(chan error, 1)
+		v := &vtxLogged{vertex: vtx(vtxOpt{}), log: &resultLog{}, hook: func(context.Context) error {
+			<-stop
+			return nil
+		}}
+		go func() {
+			_, err := j.Evaluate(t.Context(), Edge{Vertex: v})
+			done <- err
+		}()
+		synctest.Wait()
+		require.NoError(t, j.Discard())
+		time.Sleep(holdTimeout - time.Second)
+		require.NotNil(t, s.getState(Edge{Vertex: v}))
+		time.Sleep(2 * time.Second)
+		requireEmpty(t, s)
+		close(stop)
+		require.ErrorIs(t, <-done, ErrJobDiscarded)
+		j.CloseProgress()
+		time.Sleep(time.Minute) // what the solver does in the background ends
+	})
 }
 
 func TestEvaluateAfterDiscard(t *testing.T) {

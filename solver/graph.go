@@ -149,9 +149,7 @@ func (jl *Solver) activeJobs() []*Job {
 	jobs := slices.Collect(maps.Values(jl.jobs))
 	jl.mu.RUnlock()
 
-	jl.owners.mu.RLock()
-	jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return j.ownership().discarded })
-	jl.owners.mu.RUnlock()
+	jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return j.ownership().builds.hasEnded() })
 	slices.SortFunc(jobs, compareJobs)
 	return jobs
 }
@@ -162,9 +160,10 @@ func compareJobs(a, b *Job) int {
 
 // vertices returns a copy of what j owns.
 func (o *ownerIndex) vertices(j *Job) []digest.Digest {
+	owned := j.ownership()
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	return slices.Clone(j.ownership().vertices)
+	return slices.Clone(owned.vertices)
 }
 
 // collect adds the owners of the vertices to m.

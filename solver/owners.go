@@ -85,6 +85,7 @@ type ownership struct {
 	discarded bool            // protected by ownerIndex.mu
 	failed    atomic.Bool     // an op failed while the job was building it
 	builds    jobBuilds
+	released  sync.Once
 }
 
 // ownershipKey is where a job keeps its ownership, beside what others set on it.
@@ -122,13 +123,14 @@ func (o *ownerIndex) register(ctx context.Context, j *Job, vertices []digest.Dig
 	if len(vertices) == 0 {
 		return nil
 	}
+	owned := j.ownership()
 	o.mu.Lock()
 	o.seq++
 	if o.owners == nil {
 		o.room = len(vertices)
 		o.owners = make(map[digest.Digest][]*registration, o.room)
 	}
-	reg := &registration{job: j, owned: j.ownership(), seq: o.seq, caches: caches, since: time.Now(), describe: describe}
+	reg := &registration{job: j, owned: owned, seq: o.seq, caches: caches, since: time.Now(), describe: describe}
 	o.mu.Unlock()
 	reg.alone[0] = reg
 
@@ -390,24 +392,6 @@ func (j *Job) Owns(vertex digest.Digest) bool {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	return o.has(vertex, j, nil)
-}
-
-// Discard ends the job: what it registered is released together with what it
-// was building, which may wait for builds that are being canceled. Nothing can
-// be registered or evaluated with it afterwards.
-func (j *Job) Discard() error {
-	orphans := j.list.owners.remove(j)
-	defer j.list.releaseOrphans(orphans)
-	if !j.ownership().builds.end() {
-		return nil
-	}
-	return j.release()
-}
-
-// release releases the vertices of a job that builds nothing any more.
-func (j *Job) release() error {
-	j.list.spreadFailures(j)
-	return j.discard()
 }
 
 // releaseOrphans deletes states that were kept for an owner that is gone,

@@ -55,7 +55,10 @@ func (g *sessionGroup) ownSessions() []string {
 	g.mu.RUnlock()
 	slices.SortFunc(jobs, compareJobs)
 	for _, j := range jobs {
-		visit(j.SessionID)
+		// a job that has ended but builds on has no session any more
+		if !j.ownership().builds.hasEnded() {
+			visit(j.SessionID)
+		}
 	}
 	return ids
 }

@@ -42,6 +42,11 @@ type evaluator interface {
 	Evaluate(context.Context, solver.Edge) (solver.CachedResultWithProvenance, error)
 }
 
+var (
+	_ registrar = (*solver.Job)(nil)
+	_ evaluator = (*solver.Job)(nil)
+)
+
 // lazyDefinition loads the definition of a ref at most once.
 type lazyDefinition struct {
 	g          flightcontrol.Group[*loadedDefinition]
@@ -183,7 +188,7 @@ func (b *llbBridge) build(ctx context.Context, def *loadedDefinition) (solver.Ca
 			return nil, err
 		}
 	}
-	if e, ok := b.builder.(evaluator); ok {
+	if e, ok := b.builder.(evaluator); ok && graphload.Enabled() {
 		return e.Evaluate(ctx, def.edge)
 	}
 	return b.builder.Build(ctx, def.edge)
