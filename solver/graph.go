@@ -149,7 +149,9 @@ func (jl *Solver) activeJobs() []*Job {
 	jobs := slices.Collect(maps.Values(jl.jobs))
 	jl.mu.RUnlock()
 
-	jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return j.ownership().builds.hasEnded() })
+	jl.owners.mu.RLock()
+	jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return j.ownership().discarded })
+	jl.owners.mu.RUnlock()
 	slices.SortFunc(jobs, compareJobs)
 	return jobs
 }

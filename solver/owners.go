@@ -41,13 +41,9 @@ import (
 // go, so that a large graph does not hold up other builds.
 const registerBatch = 512
 
-// ErrJobDiscarded is returned when a vertex is registered with, or evaluated
-// by, a job that has already ended.
+// ErrJobDiscarded is returned when a vertex is registered with a job that has
+// already ended.
 var ErrJobDiscarded = errors.New("job is discarded")
-
-func errJobDiscarded(j *Job, what string) error {
-	return errors.Wrapf(ErrJobDiscarded, "failed to %s with job %s", what, j.id)
-}
 
 // registration is one lazy solve of a job. It stands for the job in all
 // vertices that the solve added.
@@ -79,13 +75,11 @@ func (r *registration) covers(j *Job, caches []CacheManager) bool {
 	return true
 }
 
-// ownership is what a job keeps about the vertices it owns and builds.
+// ownership is what a job keeps about the vertices it owns.
 type ownership struct {
 	vertices  []digest.Digest // inputs first, protected by ownerIndex.mu
 	discarded bool            // protected by ownerIndex.mu
 	failed    atomic.Bool     // an op failed while the job was building it
-	builds    jobBuilds
-	released  sync.Once
 }
 
 // ownershipKey is where a job keeps its ownership, beside what others set on it.
@@ -149,7 +143,7 @@ func (o *ownerIndex) addBatch(reg *registration, batch []digest.Digest) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if reg.owned.discarded {
-		return errJobDiscarded(reg.job, "register vertices")
+		return errors.Wrapf(ErrJobDiscarded, "failed to register vertices with job %s", reg.job.id)
 	}
 	for _, dgst := range batch {
 		o.add(dgst, reg)
@@ -392,6 +386,17 @@ func (j *Job) Owns(vertex digest.Digest) bool {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	return o.has(vertex, j, nil)
+}
+
+// Discard ends the job: what it registered is released together with what it
+// was building. Nothing can be registered with it afterwards.
+func (j *Job) Discard() error {
+	jl := j.list
+	jl.spreadFailures(j)
+	orphans := jl.owners.remove(j)
+	err := j.discard()
+	jl.releaseOrphans(orphans)
+	return err
 }
 
 // releaseOrphans deletes states that were kept for an owner that is gone,

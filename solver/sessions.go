@@ -55,10 +55,7 @@ func (g *sessionGroup) ownSessions() []string {
 	g.mu.RUnlock()
 	slices.SortFunc(jobs, compareJobs)
 	for _, j := range jobs {
-		// a job that has ended but builds on has no session any more
-		if !j.ownership().builds.hasEnded() {
-			visit(j.SessionID)
-		}
+		visit(j.SessionID)
 	}
 	return ids
 }

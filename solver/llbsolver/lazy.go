@@ -36,17 +36,6 @@ type registrar interface {
 	Refuse(context.Context, error)
 }
 
-// evaluator is a solver.Builder that can be discarded while it builds. Jobs
-// are: requests of a gateway client are not waited for when its build ends.
-type evaluator interface {
-	Evaluate(context.Context, solver.Edge) (solver.CachedResultWithProvenance, error)
-}
-
-var (
-	_ registrar = (*solver.Job)(nil)
-	_ evaluator = (*solver.Job)(nil)
-)
-
 // lazyDefinition loads the definition of a ref at most once.
 type lazyDefinition struct {
 	g          flightcontrol.Group[*loadedDefinition]
@@ -187,9 +176,6 @@ func (b *llbBridge) build(ctx context.Context, def *loadedDefinition) (solver.Ca
 		}); err != nil {
 			return nil, err
 		}
-	}
-	if e, ok := b.builder.(evaluator); ok && graphload.Enabled() {
-		return e.Evaluate(ctx, def.edge)
 	}
 	return b.builder.Build(ctx, def.edge)
 }
