@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/moby/buildkit/client"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
@@ -15,27 +14,20 @@ import (
 // the parent is released, nothing is in use.
 func TestNewCanceled(t *testing.T) {
 	t.Parallel()
-	ctx := namespaces.WithNamespace(t.Context(), "buildkit-test")
-	co, cleanup, err := newCacheManager(ctx, t, cmOpt{})
-	require.NoError(t, err)
-	t.Cleanup(cleanup)
-
-	mutable, err := co.manager.New(ctx, nil, nil, CachePolicyRetain)
-	require.NoError(t, err)
-	parent, err := mutable.Commit(ctx)
-	require.NoError(t, err)
+	ctx, cm := newTestManager(t)
+	parent := newCommitted(ctx, t, cm)
 
 	canceled, cancel := context.WithCancelCause(ctx)
 	cancel(errors.WithStack(context.Canceled))
-	_, err = co.manager.New(canceled, parent, nil)
+	_, err := cm.New(canceled, parent, nil)
 	require.ErrorIs(t, err, context.Canceled)
 
-	child, err := co.manager.New(ctx, parent, nil)
+	child, err := cm.New(ctx, parent, nil)
 	require.NoError(t, err, "the parent can still be used")
 	require.NoError(t, child.Release(ctx))
 	require.NoError(t, parent.Release(ctx))
 	require.Eventually(t, func() bool {
-		du, err := co.manager.DiskUsage(ctx, client.DiskUsageInfo{})
+		du, err := cm.DiskUsage(ctx, client.DiskUsageInfo{})
 		return err == nil && len(du) == 1 && !du[0].InUse
 	}, 10*time.Second, 10*time.Millisecond, "something is in use")
 }

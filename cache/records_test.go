@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -9,19 +10,30 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// TestGetWhileFinalizing stops in the middle of finalizing a record, where the
-// writable half is dead and not yet let go of.
-func TestGetWhileFinalizing(t *testing.T) {
-	t.Parallel()
+func newTestManager(t *testing.T) (context.Context, Manager) {
 	ctx := namespaces.WithNamespace(t.Context(), "buildkit-test")
 	co, cleanup, err := newCacheManager(ctx, t, cmOpt{})
 	require.NoError(t, err)
 	t.Cleanup(cleanup)
+	return ctx, co.manager
+}
 
-	mutable, err := co.manager.New(ctx, nil, nil, CachePolicyRetain)
+// newCommitted returns a ref that has been committed and not finalized.
+func newCommitted(ctx context.Context, t *testing.T, cm Manager) ImmutableRef {
+	mutable, err := cm.New(ctx, nil, nil, CachePolicyRetain)
 	require.NoError(t, err)
 	ref, err := mutable.Commit(ctx)
 	require.NoError(t, err)
+	return ref
+}
+
+// TestGetWhileFinalizing stops in the middle of finalizing a record, where the
+// writable half is dead and not yet let go of.
+func TestGetWhileFinalizing(t *testing.T) {
+	t.Parallel()
+	ctx, cm := newTestManager(t)
+
+	ref := newCommitted(ctx, t, cm)
 	rec := ref.(*immutableRef).cacheRecord
 
 	rec.mu.Lock()
@@ -29,7 +41,7 @@ func TestGetWhileFinalizing(t *testing.T) {
 	writable.dead = true
 	got := make(chan error, 1)
 	go func() {
-		other, err := co.manager.Get(ctx, ref.ID(), nil)
+		other, err := cm.Get(ctx, ref.ID(), nil)
 		if err == nil {
 			err = other.Release(ctx)
 		}
@@ -51,22 +63,16 @@ func TestGetWhileFinalizing(t *testing.T) {
 // one that Finalize writes under, so either sees the record as a whole.
 func TestGetAndFinalize(t *testing.T) {
 	t.Parallel()
-	ctx := namespaces.WithNamespace(t.Context(), "buildkit-test")
-	co, cleanup, err := newCacheManager(ctx, t, cmOpt{})
-	require.NoError(t, err)
-	t.Cleanup(cleanup)
+	ctx, cm := newTestManager(t)
 
 	for range 100 {
-		mutable, err := co.manager.New(ctx, nil, nil, CachePolicyRetain)
-		require.NoError(t, err)
-		ref, err := mutable.Commit(ctx)
-		require.NoError(t, err)
+		ref := newCommitted(ctx, t, cm)
 
 		var eg errgroup.Group
 		eg.Go(func() error { return ref.Finalize(ctx) })
 		for range 3 {
 			eg.Go(func() error {
-				other, err := co.manager.Get(ctx, ref.ID(), nil)
+				other, err := cm.Get(ctx, ref.ID(), nil)
 				if err != nil {
 					return err
 				}

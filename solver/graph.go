@@ -149,15 +149,20 @@ func (jl *Solver) activeJobs() []*Job {
 	jobs := slices.Collect(maps.Values(jl.jobs))
 	jl.mu.RUnlock()
 
-	jl.owners.mu.RLock()
-	jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return j.ownership().discarded })
-	jl.owners.mu.RUnlock()
+	jobs = slices.DeleteFunc(jobs, jl.owners.isDiscarded)
 	slices.SortFunc(jobs, compareJobs)
 	return jobs
 }
 
 func compareJobs(a, b *Job) int {
 	return cmp.Or(a.startedTime.Compare(b.startedTime), cmp.Compare(a.uniqueID, b.uniqueID))
+}
+
+func (o *ownerIndex) isDiscarded(j *Job) bool {
+	owned := j.ownership()
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return owned.discarded
 }
 
 // vertices returns a copy of what j owns.
