@@ -269,11 +269,17 @@ func (r *randomRun) do(ctx context.Context, op randomOp) (_ map[*randomStep][]st
 	case opSolve:
 		return nil, r.solve(ctx, op.build)
 	case opReturn:
-		a := r.take(op.build)
+		a, err := r.take(op.build)
+		if err != nil {
+			return nil, err
+		}
 		a.finish()
 		return nil, r.wait(a)
 	case opKill:
-		a := r.take(op.build)
+		a, err := r.take(op.build)
+		if err != nil {
+			return nil, err
+		}
 		a.kill()
 		if err := r.wait(a); errors.Is(err, errHangs) {
 			return nil, err
@@ -284,19 +290,26 @@ func (r *randomRun) do(ctx context.Context, op randomOp) (_ map[*randomStep][]st
 		a := r.active[op.build]
 		r.mu.Unlock()
 		if a == nil {
-			return nil, errors.Errorf("%s has ended", op.build.name)
+			return nil, errNotActive(op.build)
 		}
 		return r.evaluate(a, op)
 	}
 }
 
+func errNotActive(b *randomBuild) error {
+	return errors.Errorf("%s has not started, or has ended", b.name)
+}
+
 // take removes a build from those that are active.
-func (r *randomRun) take(b *randomBuild) *activeBuild {
+func (r *randomRun) take(b *randomBuild) (*activeBuild, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a := r.active[b]
+	if a == nil {
+		return nil, errNotActive(b)
+	}
 	delete(r.active, b)
-	return a
+	return a, nil
 }
 
 // wait returns when the client has returned.

@@ -5,12 +5,21 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/pkg/errors"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// connectTimeout is how long Any waits for sessions that are not connected,
-// all of them together.
-const connectTimeout = 5 * time.Second
+const (
+	// connectTimeout is how long Any waits for sessions that are not
+	// connected, all of them together.
+	connectTimeout = 5 * time.Second
+
+	// probeTimeout is how long a session may take to show that it is still
+	// there after an error that may come from its connection.
+	probeTimeout = time.Second
+)
 
 // LookupObserver is an iterator that is told what came of the sessions that it
 // gave to Any: how many were asked, and which one answered, if any.
@@ -45,7 +54,8 @@ type observedIterator struct {
 // Any calls f with the sessions of g in their order until one succeeds. A
 // session that is not connected is waited for, but no longer than five seconds
 // from the start of the call; a connected one has all the time that ctx
-// leaves, or until it is closed.
+// leaves, or until it is closed. One that is closed while it is asked counts as
+// one that is not connected.
 //
 // It returns nil when g is nil, ErrNoActiveSessions when it is empty and the
 // cause of ctx when that is done. When a single session was asked its error is
@@ -71,7 +81,9 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 		asked++
 		c, err := sm.connected(ctx, id, deadline)
 		if err == nil {
-			err = f(c.Context(ctx), id, c)
+			if err = f(c.Context(ctx), id, c); err != nil && context.Cause(ctx) == nil && lost(ctx, c, err) {
+				err = &unreachableError{err}
+			}
 		} else {
 			err = &unreachableError{err}
 		}
@@ -99,6 +111,24 @@ func (sm *Manager) connected(ctx context.Context, id string, deadline time.Time)
 		}
 	}
 	return sm.Get(ctx, id, false)
+}
+
+// lost reports if err comes from the connection of a session, and not from the
+// session. A call is canceled when the session is closed on this side, and
+// Unavailable when the connection is cut. Sessions say the latter too, as
+// clients do that have no token server, but then they are healthy.
+func lost(ctx context.Context, c Caller, err error) bool {
+	switch grpcerrors.Code(err) {
+	case codes.Canceled:
+		return true
+	case codes.Unavailable:
+		ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, errors.WithStack(context.DeadlineExceeded))
+		defer cancel()
+		_, err := grpc_health_v1.NewHealthClient(c.Conn()).Check(c.Context(ctx), &grpc_health_v1.HealthCheckRequest{})
+		return err != nil && grpcerrors.Code(err) != codes.Unimplemented
+	default:
+		return false
+	}
 }
 
 // IsUnreachable reports if err was returned by Any because no session could

@@ -10,7 +10,9 @@ import (
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 var errNotHere = errors.New("not here")
@@ -20,20 +22,25 @@ func connect(t *testing.T, sm *Manager, n int) (ids []string) {
 	for range n {
 		s, err := NewSession(t.Context(), "")
 		require.NoError(t, err)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			s.Run(context.WithoutCancel(t.Context()), Dialer(testutil.TestStream(testutil.Handler(sm.HandleConn))))
-		}()
-		_, err = sm.Get(t.Context(), s.ID(), false)
-		require.NoError(t, err)
-		t.Cleanup(func() {
-			require.NoError(t, s.Close())
-			<-done
-		})
+		run(t, sm, s)
 		ids = append(ids, s.ID())
 	}
 	return ids
+}
+
+// run runs a session until the test ends.
+func run(t *testing.T, sm *Manager, s *Session) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Run(context.WithoutCancel(t.Context()), Dialer(testutil.TestStream(testutil.Handler(sm.HandleConn))))
+	}()
+	_, err := sm.Get(t.Context(), s.ID(), false)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, s.Close())
+		<-done
+	})
 }
 
 func TestAnyOrder(t *testing.T) {
@@ -194,4 +201,93 @@ func TestAnySessionCloses(t *testing.T) {
 		return errors.WithStack(context.Cause(ctx))
 	})
 	require.NoError(t, err)
+}
+
+// TestAnySessionLost asks sessions for a secret and loses one of them during
+// the call: the answer of the other one is what counts, in either order.
+func TestAnySessionLost(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(*Session, *client){
+		"connection cut":    func(s *Session, _ *client) { s.conn.Close() },
+		"client ended":      func(s *Session, _ *client) { s.cancelCtx(errors.WithStack(context.Canceled)) },
+		"closed by manager": func(_ *Session, c *client) { c.cancelCtx(errors.New("session healthcheck failed fatally")) },
+	} {
+		for _, first := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/first=%t", name, first), func(t *testing.T) {
+				t.Parallel()
+				sm, err := NewManager()
+				require.NoError(t, err)
+				loser := offering(t, sm, func(ctx context.Context, s *Session) error {
+					c, err := sm.Get(ctx, s.ID(), false)
+					require.NoError(t, err)
+					lose(s, c.(*client))
+					<-ctx.Done()
+					return errors.WithStack(context.Cause(ctx))
+				})
+				other := offering(t, sm, func(context.Context, *Session) error {
+					return grpcerrors.WrapCode(errNotHere, codes.NotFound)
+				})
+				ids := []string{other, loser}
+				if first {
+					ids = []string{loser, other}
+				}
+				err = sm.Any(t.Context(), NewGroup(ids...), call)
+				require.EqualError(t, err, "NotFound: not here (2 builds were asked, none offered it, 1 could not be reached)")
+				require.Equal(t, codes.NotFound, grpcerrors.Code(err))
+				require.False(t, IsUnreachable(err))
+			})
+		}
+	}
+
+	t.Run("the only one", func(t *testing.T) {
+		t.Parallel()
+		sm, err := NewManager()
+		require.NoError(t, err)
+		id := offering(t, sm, func(ctx context.Context, s *Session) error {
+			s.conn.Close()
+			<-ctx.Done()
+			return errors.WithStack(context.Cause(ctx))
+		})
+		err = sm.Any(t.Context(), NewGroup(id), call)
+		require.Error(t, err)
+		require.True(t, IsUnreachable(err), "%+v", err)
+	})
+
+	t.Run("a session that says so", func(t *testing.T) {
+		t.Parallel()
+		sm, err := NewManager()
+		require.NoError(t, err)
+		id := offering(t, sm, func(context.Context, *Session) error {
+			return grpcerrors.WrapCode(errors.New("client side tokens disabled"), codes.Unavailable)
+		})
+		err = sm.Any(t.Context(), NewGroup(id), call)
+		require.ErrorContains(t, err, "client side tokens disabled")
+		require.Equal(t, codes.Unavailable, grpcerrors.Code(err))
+		require.False(t, IsUnreachable(err))
+	})
+}
+
+const testMethod = "/graphload.test/Ask"
+
+// call asks a session for testMethod.
+func call(ctx context.Context, _ string, c Caller) error {
+	return c.Conn().Invoke(ctx, testMethod, &emptypb.Empty{}, &emptypb.Empty{})
+}
+
+// offering runs a session that serves testMethod and returns its id.
+func offering(t *testing.T, sm *Manager, answer func(context.Context, *Session) error) string {
+	s, err := NewSession(t.Context(), "")
+	require.NoError(t, err)
+	s.grpcServer.RegisterService(&grpc.ServiceDesc{
+		ServiceName: "graphload.test",
+		HandlerType: (*any)(nil),
+		Methods: []grpc.MethodDesc{{
+			MethodName: "Ask",
+			Handler: func(_ any, ctx context.Context, _ func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+				return &emptypb.Empty{}, grpcerrors.ToGRPC(ctx, answer(ctx, s))
+			},
+		}},
+	}, nil)
+	run(t, sm, s)
+	return s.ID()
 }
