@@ -43,18 +43,23 @@ behavior.`,
 		Body: `Manager.Any returned the error of the last session only, and waited up to
 five seconds for each one that is gone. Keep all errors, so that "not
 found" is recognized when another session cannot be reached, and wait for
-absent sessions together.
+absent sessions together. A session that is closed while it is asked has
+not answered: its "Canceled" hid the answers of the others.
 
 A session that answers a request for credentials with none ended the
 search, so an anonymous session hid the login of another. Use sessions
 without a login for a registry only when there is no other.`,
 	},
 	{
-		Title:   "cache: do not take a record that is finalized for a dead one",
+		Title:   "cache: fix dead records and leaked parents of concurrent builds",
 		Folders: []string{"cache"},
 		Body: `Finalize marks the writable half of a record as dead before it lets go of
 it, under the lock of the record. Get looked without that lock, and failed
-with "failed to get dead record" when it did so in between.`,
+with "failed to get dead record" when it did so in between.
+
+New clones the parent and finalizes it. When the build was canceled in
+between, the clone was never released, and the record stayed in use until
+the daemon ended.`,
 	},
 	{
 		Title:   "solver: let jobs own vertices without building them",
