@@ -61,6 +61,12 @@ func (op *observedOp) Exec(ctx context.Context, inputs []Result) ([]Result, []Ex
 	return outputs, exporters, ctxOpts, err
 }
 
+// Cache is that of the state with the imports of its owners.
+func (op *observedOp) Cache() CacheManager {
+	op.st.adoptCaches()
+	return op.activeOp.Cache()
+}
+
 func (op *observedOp) LoadCache(ctx context.Context, rec *CacheRecord) (Result, func(context.Context) context.Context, error) {
 	res, ctxOpts, err := op.activeOp.LoadCache(ctx, rec)
 	if err == nil {

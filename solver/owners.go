@@ -445,19 +445,20 @@ func (s *state) inheritOwners(src *state) {
 	logInherited(s, src, s.solver.owners.inherit(s.origDigest, src.origDigest))
 }
 
-// ownerCaches returns the cache imports that only owners provide, in the order
-// of registration.
-// called with state lock
-func (s *state) ownerCaches() (out []CacheManager) {
+// adoptCaches gives the state the cache imports of its owners, which it keeps
+// like those of jobs.
+func (s *state) adoptCaches() {
 	for _, reg := range s.solver.owners.lookup(s.origDigest) {
 		for _, cm := range reg.caches {
-			if _, ok := s.cache[cm.ID()]; ok || cm.ID() == s.mainCache.ID() {
-				continue
-			}
-			if !slices.ContainsFunc(out, func(c CacheManager) bool { return c.ID() == cm.ID() }) {
-				out = append(out, cm)
-			}
+			s.adoptCache(cm)
 		}
 	}
-	return out
+}
+
+func (s *state) adoptCache(cm CacheManager) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.cache[cm.ID()]; !ok && cm.ID() != s.mainCache.ID() {
+		s.cache[cm.ID()] = cm
+	}
 }

@@ -70,7 +70,11 @@ and cache imports to whoever builds it. They take no part in progress,
 values, or the compatibility version of a vertex.
 
 Ask the sessions of a vertex in one order: owners by registration, jobs by
-start, parents. It was the order of a map.`,
+start, parents. It was the order of a map.
+
+Cancel the request of a build while the scheduler is not looking at its
+edge. An edge that saw it canceled half way through ended with "return
+leaving outgoing open", for the next build as well.`,
 	},
 	{
 		Title:   "solver/mounts: ask all sessions for an optional SSH agent",
