@@ -114,10 +114,14 @@ func (sm *Manager) connected(ctx context.Context, id string, deadline time.Time)
 }
 
 // lost reports if err comes from the connection of a session, and not from the
-// session. A call is canceled when the session is closed on this side, and
-// Unavailable when the connection is cut. Sessions say the latter too, as
-// clients do that have no token server, but then they are healthy.
+// session. A call is canceled, or ends with the reason, when the session is
+// closed on this side, and is Unavailable when the connection is cut. Sessions
+// say the latter too, as clients do that have no token server, but then they are
+// healthy.
 func lost(ctx context.Context, c Caller, err error) bool {
+	if cl, ok := c.(*client); ok && cl.closed() && errors.Is(err, context.Cause(cl.context())) {
+		return true
+	}
 	switch grpcerrors.Code(err) {
 	case codes.Canceled:
 		return true

@@ -239,6 +239,22 @@ func TestAnySessionLost(t *testing.T) {
 		}
 	}
 
+	t.Run("reason", func(t *testing.T) {
+		t.Parallel()
+		sm, err := NewManager()
+		require.NoError(t, err)
+		ids := connect(t, sm, 2)
+		err = sm.Any(t.Context(), NewGroup(ids...), func(ctx context.Context, id string, c Caller) error {
+			if id == ids[0] {
+				return errors.WithStack(errNotHere)
+			}
+			c.(*client).cancelCtx(errors.New("session healthcheck failed fatally"))
+			<-ctx.Done()
+			return errors.Wrap(context.Cause(ctx), "failed to read")
+		})
+		require.EqualError(t, err, "not here (2 builds were asked, none offered it, 1 could not be reached)")
+	})
+
 	t.Run("the only one", func(t *testing.T) {
 		t.Parallel()
 		sm, err := NewManager()

@@ -23,9 +23,10 @@ type observedOp struct {
 	phase  atomic.Int32 // opPhase
 }
 
-// newEdge creates an edge whose op is observed.
+// newEdge creates an edge whose op is observed. It has none when it is made to
+// be merged into another edge before its state has been built.
 func newEdge(ed Edge, op activeOp, index *edgeIndex) *edge {
-	if so, ok := op.(*sharedOp); ok {
+	if so, ok := op.(*sharedOp); ok && so != nil {
 		op = &observedOp{activeOp: so, st: so.st, since: time.Now()}
 	}
 	return newOpEdge(ed, op, index)
@@ -59,12 +60,6 @@ func (op *observedOp) Exec(ctx context.Context, inputs []Result) ([]Result, []Ex
 		op.setPhase(opDone)
 	}
 	return outputs, exporters, ctxOpts, err
-}
-
-// Cache is that of the state with the imports of its owners.
-func (op *observedOp) Cache() CacheManager {
-	op.st.adoptCaches()
-	return op.activeOp.Cache()
 }
 
 func (op *observedOp) LoadCache(ctx context.Context, rec *CacheRecord) (Result, func(context.Context) context.Context, error) {

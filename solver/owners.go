@@ -444,21 +444,3 @@ func (jl *Solver) keepOwned(st *state) bool {
 func (s *state) inheritOwners(src *state) {
 	logInherited(s, src, s.solver.owners.inherit(s.origDigest, src.origDigest))
 }
-
-// adoptCaches gives the state the cache imports of its owners, which it keeps
-// like those of jobs.
-func (s *state) adoptCaches() {
-	for _, reg := range s.solver.owners.lookup(s.origDigest) {
-		for _, cm := range reg.caches {
-			s.adoptCache(cm)
-		}
-	}
-}
-
-func (s *state) adoptCache(cm CacheManager) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.cache[cm.ID()]; !ok && cm.ID() != s.mainCache.ID() {
-		s.cache[cm.ID()] = cm
-	}
-}

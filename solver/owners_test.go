@@ -521,10 +521,27 @@ func TestRegisterCacheImports(t *testing.T) {
 	require.NoError(t, base.Register(t.Context(), Edge{Vertex: withImport}))
 	require.Zero(t, imported.queries.Load(), "registering must not use the import")
 
+	// another owner has an import without this step
+	empty := &countingCache{CacheManager: NewInMemoryCacheManager(), id: "empty"}
+	third := newTestJob(t, s, "third")
+	require.NoError(t, third.Register(t.Context(), Edge{Vertex: newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v", cacheSource: empty})}))
+
 	child := newTestJob(t, s, "child")
 	require.NoError(t, buildVertex(t, child, plain))
 	require.Empty(t, plain.execs(), "the import of the owner must be used")
 	require.NotZero(t, imported.queries.Load())
+	require.NotZero(t, empty.queries.Load())
+
+	// what was found stays, what was not goes with its owner
+	s.mu.RLock()
+	st := s.actives[plain.Digest()]
+	s.mu.RUnlock()
+	require.NotNil(t, st)
+	require.Contains(t, st.cache, "import")
+	require.NotContains(t, st.cache, "empty")
+	require.Len(t, st.ownerCaches(), 1)
+	require.NoError(t, third.Discard())
+	require.Empty(t, st.ownerCaches())
 
 	require.NoError(t, child.Discard())
 	require.NoError(t, base.Discard())
@@ -654,4 +671,28 @@ func TestOwnerIndexRace(t *testing.T) {
 	}
 	require.NoError(t, eg.Wait())
 	require.Empty(t, o.owners)
+}
+
+// TestMergeUnbuilt merges the edge of a state that nobody has built yet. It has
+// no op then.
+func TestMergeUnbuilt(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	j := newTestJob(t, s, "job")
+	built := newVtxSession(vtxOpt{name: "built", cacheKeySeed: "built"})
+	require.NoError(t, buildVertex(t, j, built))
+	other := newVtxSession(vtxOpt{name: "other", cacheKeySeed: "other"})
+	_, err := s.load(t.Context(), other, nil, j)
+	require.NoError(t, err)
+
+	func() {
+		s.s.mu.Lock()
+		defer s.s.mu.Unlock()
+		s.setEdge(Edge{Vertex: other}, s.getEdge(Edge{Vertex: built}))
+	}()
+	require.NoError(t, buildVertex(t, j, other))
+	require.Empty(t, other.execs())
+
+	require.NoError(t, j.Discard())
+	requireEmpty(t, s)
 }
