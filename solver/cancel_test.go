@@ -32,8 +32,8 @@ func TestCanceledBuild(t *testing.T) {
 
 	for i := range 5000 {
 		name := func(v string) string { return fmt.Sprintf("%s-%d", v, i) }
-		in := vtx(vtxOpt{name: name("in"), cacheKeySeed: name("in"), value: name("in")})
-		v := vtx(vtxOpt{name: name("v"), cacheKeySeed: name("v"), value: name("v"), inputs: []Edge{{Vertex: in}}})
+		in := vtx(vtxOpt{name: name("in"), cacheKeySeed: name("in")})
+		v := vtx(vtxOpt{name: name("v"), cacheKeySeed: name("v"), inputs: []Edge{{Vertex: in}}})
 		j := newTestJob(t, s, name("job"))
 		build := func(ctx context.Context) error {
 			res, err := j.Build(ctx, Edge{Vertex: v})
@@ -43,7 +43,7 @@ func TestCanceledBuild(t *testing.T) {
 			return res.Release(context.WithoutCancel(ctx))
 		}
 
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancelCause(t.Context())
 		var eg errgroup.Group
 		eg.Go(func() error {
 			if err := build(ctx); err != nil && !errdefs.IsCanceled(ctx, err) {
@@ -57,7 +57,7 @@ func TestCanceledBuild(t *testing.T) {
 		for range rnd.IntN(30) {
 			runtime.Gosched()
 		}
-		cancel()
+		cancel(context.Canceled)
 		require.NoError(t, eg.Wait(), "round %d", i)
 		require.NoError(t, build(t.Context()), "round %d", i)
 		require.NoError(t, j.Discard())
