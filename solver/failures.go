@@ -37,10 +37,17 @@ func (op *observedOp) observe(ctx context.Context, err error) {
 		return
 	}
 	op.failed.Store(true)
-	op.st.mu.RLock()
-	defer op.st.mu.RUnlock()
-	for j := range op.st.jobs {
-		j.ownership().failed.Store(true)
+	jl := op.st.solver
+	jl.mu.Lock()
+	defer jl.mu.Unlock()
+	if jl.actives[op.st.vtx.Digest()] != op.st {
+		return
+	}
+	jl.owners.fail(op.st)
+	if op.st.unused() {
+		// the job that has run it has ended
+		jl.markFailed()
+		jl.dropFailed()
 	}
 }
 
@@ -109,15 +116,19 @@ func (s *state) hasFailed() bool {
 }
 
 // spreadFailures marks the states that depend on a failed one before a job
-// that saw a failure goes. A failed state is not kept for its owners, and a
-// state must not outlive its inputs.
-func (jl *Solver) spreadFailures(j *Job) {
-	if !j.ownership().failed.Load() {
-		return
+// goes, which may have met the failure without running what failed. A failed
+// state is not kept for its owners, and a state must not outlive its inputs.
+func (jl *Solver) spreadFailures() {
+	if jl.owners.anyFailed() {
+		jl.mu.Lock()
+		defer jl.mu.Unlock()
+		jl.markFailed()
 	}
-	jl.mu.Lock()
-	defer jl.mu.Unlock()
+}
 
+// markFailed marks the states that depend on a failed one.
+// called with solver lock
+func (jl *Solver) markFailed() {
 	failed := make(map[*state]bool, len(jl.actives))
 	var visit func(*state) bool
 	visit = func(st *state) bool {
@@ -143,4 +154,24 @@ func (jl *Solver) spreadFailures(j *Job) {
 	for _, st := range jl.actives {
 		visit(st)
 	}
+}
+
+// dropFailed deletes the failed states that nobody but owners has.
+// called with solver lock
+func (jl *Solver) dropFailed() {
+	for key, st := range jl.actives {
+		if st.hasFailed() && st.unused() {
+			st.mu.Lock()
+			jl.deleteIfUnreferenced(key, st)
+			st.mu.Unlock()
+		}
+	}
+}
+
+// unused reports if the state has no job and no parent.
+// called with solver lock
+func (s *state) unused() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.jobs) == 0 && len(s.parents) == 0
 }

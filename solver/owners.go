@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/moby/buildkit/util/progress"
@@ -79,7 +78,6 @@ func (r *registration) covers(j *Job, caches []CacheManager) bool {
 type ownership struct {
 	vertices  []digest.Digest // inputs first, protected by ownerIndex.mu
 	discarded bool            // protected by ownerIndex.mu
-	failed    atomic.Bool     // an op failed while the job was building it
 }
 
 // ownershipKey is where a job keeps its ownership, beside what others set on it.
@@ -101,6 +99,7 @@ type ownerIndex struct {
 	owners map[digest.Digest][]*registration // oldest first, never empty
 	room   int                               // how many owners has room for
 	kept   map[digest.Digest][]*state        // states that only owners keep
+	failed map[*state]struct{}               // active states with an op that failed
 
 	// merged lists the vertices that took over an edge of another vertex, and
 	// their ancestors; mergedFrom is the reverse. Entries live as long as the
@@ -337,6 +336,7 @@ func (o *ownerIndex) keep(st *state) bool {
 		states = append(states, st)
 	} else {
 		o.forgetMerges(st.origDigest)
+		delete(o.failed, st)
 	}
 	if len(states) == 0 {
 		delete(o.kept, st.origDigest)
@@ -347,6 +347,22 @@ func (o *ownerIndex) keep(st *state) bool {
 	}
 	o.kept[st.origDigest] = states
 	return keep
+}
+
+// fail notes that an op of an active state failed.
+func (o *ownerIndex) fail(st *state) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.failed == nil {
+		o.failed = map[*state]struct{}{}
+	}
+	o.failed[st] = struct{}{}
+}
+
+func (o *ownerIndex) anyFailed() bool {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return len(o.failed) > 0
 }
 
 // Register makes the job an owner of e and all its ancestors, without building
@@ -392,7 +408,7 @@ func (j *Job) Owns(vertex digest.Digest) bool {
 // was building. Nothing can be registered with it afterwards.
 func (j *Job) Discard() error {
 	jl := j.list
-	jl.spreadFailures(j)
+	jl.spreadFailures()
 	orphans := jl.owners.remove(j)
 	err := j.discard()
 	jl.releaseOrphans(orphans)

@@ -85,6 +85,7 @@ func requireEmpty(t *testing.T, s *Solver) {
 	require.Empty(t, s.actives, "active states are left")
 	require.Empty(t, s.owners.owners, "owners are left")
 	require.Empty(t, s.owners.kept, "kept states are left")
+	require.Empty(t, s.owners.failed, "failed states are left")
 	require.Empty(t, s.owners.merged, "merges are left")
 	require.Empty(t, s.owners.mergedFrom, "merges are left")
 }
@@ -431,6 +432,70 @@ func TestRegisterFailureNotKept(t *testing.T) {
 	require.NoError(t, buildVertex(t, again, top), "an old failure must not be given to another build")
 	require.Len(t, in.execs(), 1)
 	require.NoError(t, again.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// TestRegisterFailureOfOthers has a build meet the failure of a step that
+// another one has run. What depends on it failed for both.
+func TestRegisterFailureOfOthers(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	bad := newVtxSession(vtxOpt{name: "bad"})
+	bad.fail.Store(true)
+	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
+
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+	first := newTestJob(t, s, "first")
+	require.ErrorContains(t, buildVertex(t, first, bad), "op bad failed")
+	child := newTestJob(t, s, "child")
+	require.ErrorContains(t, buildVertex(t, child, top), "op bad failed")
+	require.Len(t, bad.execs(), 1)
+	require.NoError(t, child.Discard())
+	require.NoError(t, first.Discard())
+	require.Empty(t, s.actives)
+
+	bad.fail.Store(false)
+	require.NoError(t, buildVertex(t, base, top), "an old failure must not be given to another build")
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// TestRegisterFailureAfterDiscard has a step fail when the job that ran it has
+// ended, as when a client goes.
+func TestRegisterFailureAfterDiscard(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	started, proceed := make(chan struct{}), make(chan struct{})
+	bad := newVtxSession(vtxOpt{name: "bad", execPreFunc: func(context.Context) error {
+		close(started)
+		<-proceed
+		return errors.New("op bad failed")
+	}})
+	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+
+	child := newTestJob(t, s, "child")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	done := make(chan error)
+	go func() {
+		_, err := child.Build(ctx, Edge{Vertex: top})
+		done <- err
+	}()
+	<-started
+	require.NoError(t, child.Discard())
+	require.Len(t, s.actives, 2)
+	cancel(errors.WithStack(context.Canceled))
+	close(proceed)
+	require.Error(t, <-done)
+	require.Empty(t, s.actives)
+
+	bad.opt.execPreFunc = nil
+	require.NoError(t, buildVertex(t, base, top), "an old failure must not be given to another build")
 	require.NoError(t, base.Discard())
 	requireEmpty(t, s)
 }
