@@ -2,11 +2,12 @@ package solver
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
-	"github.com/moby/buildkit/solver/errdefs"
 	digest "github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
 )
 
 // observedOp notes if the op of an edge failed. A state remembers the failure
@@ -32,23 +33,22 @@ func newEdge(ed Edge, op activeOp, index *edgeIndex) *edge {
 	return newOpEdge(ed, op, index)
 }
 
+// observe notes an error that the state may have remembered. What it has not is
+// canceled by type: an error that only looks like it, as one of a session whose
+// client is gone, can have been there before the cancellation.
 func (op *observedOp) observe(ctx context.Context, err error) {
-	if err == nil || context.Cause(ctx) != nil && errdefs.IsCanceled(ctx, err) {
+	if err == nil || context.Cause(ctx) != nil && errors.Is(err, context.Canceled) {
 		return
 	}
 	op.failed.Store(true)
 	jl := op.st.solver
 	jl.mu.Lock()
 	defer jl.mu.Unlock()
-	if jl.actives[op.st.vtx.Digest()] != op.st {
-		return
+	if jl.actives[op.st.vtx.Digest()] == op.st {
+		jl.owners.fail(op.st)
 	}
-	jl.owners.fail(op.st)
-	if op.st.unused() {
-		// the job that has run it has ended
-		jl.markFailed()
-		jl.dropFailed()
-	}
+	// the job that has run it may have ended, and what depends on it is kept
+	jl.dropFailed()
 }
 
 func (op *observedOp) CacheMap(ctx context.Context, index int) (*cacheMapResp, error) {
@@ -107,12 +107,13 @@ func (s *state) ops() []*observedOp {
 // failure has been spread, failed.
 // called with solver lock
 func (s *state) hasFailed() bool {
-	for _, op := range s.ops() {
-		if op.failed.Load() {
-			return true
-		}
-	}
-	return false
+	return s.opFailed() || s.solver.owners.hasFailed(s)
+}
+
+// opFailed reports if an op of the state failed.
+// called with solver lock
+func (s *state) opFailed() bool {
+	return slices.ContainsFunc(s.ops(), func(op *observedOp) bool { return op.failed.Load() })
 }
 
 // spreadFailures marks the states that depend on a failed one before a job
@@ -126,7 +127,18 @@ func (jl *Solver) spreadFailures() {
 	}
 }
 
-// markFailed marks the states that depend on a failed one.
+// sweepFailures drops what has been kept although a state that it depends on
+// has been dropped when a job went. It can have failed after spreadFailures,
+// or it is another job that has built it.
+func (jl *Solver) sweepFailures() {
+	if jl.owners.anyDropped() {
+		jl.mu.Lock()
+		defer jl.mu.Unlock()
+		jl.dropFailed()
+	}
+}
+
+// markFailed marks the states that depend on one that failed or is gone.
 // called with solver lock
 func (jl *Solver) markFailed() {
 	failed := make(map[*state]bool, len(jl.actives))
@@ -137,17 +149,15 @@ func (jl *Solver) markFailed() {
 		}
 		res := st.hasFailed()
 		for _, in := range st.vtx.Inputs() {
-			// all inputs are visited, also when the answer is known, so that
-			// each state is marked
-			if inSt, ok := jl.actives[in.Vertex.Digest()]; ok && visit(inSt) {
-				res = true
+			if res {
+				break
 			}
+			inSt, ok := jl.actives[in.Vertex.Digest()]
+			res = !ok || visit(inSt)
 		}
 		failed[st] = res
 		if res {
-			for _, op := range st.ops() {
-				op.failed.Store(true)
-			}
+			jl.owners.fail(st)
 		}
 		return res
 	}
@@ -156,22 +166,17 @@ func (jl *Solver) markFailed() {
 	}
 }
 
-// dropFailed deletes the failed states that nobody but owners has.
+// dropFailed deletes the failed states that nobody but owners has, and what
+// depends on them.
 // called with solver lock
 func (jl *Solver) dropFailed() {
+	jl.markFailed()
 	for key, st := range jl.actives {
-		if st.hasFailed() && st.unused() {
-			st.mu.Lock()
+		st.mu.Lock()
+		if len(st.jobs) == 0 && len(st.parents) == 0 && st.hasFailed() {
 			jl.deleteIfUnreferenced(key, st)
-			st.mu.Unlock()
 		}
+		st.mu.Unlock()
 	}
-}
-
-// unused reports if the state has no job and no parent.
-// called with solver lock
-func (s *state) unused() bool {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return len(s.jobs) == 0 && len(s.parents) == 0
+	jl.owners.forgetDropped()
 }

@@ -1,7 +1,9 @@
 package solver
 
 import (
+	"context"
 	"slices"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 )
@@ -9,25 +11,33 @@ import (
 // Cache is that of the state. What is looked for in it is looked for in the
 // cache imports of the owners as well.
 func (op *observedOp) Cache() CacheManager {
-	cm := op.activeOp.Cache()
-	if lent := op.st.ownerCaches(); len(lent) > 0 {
-		return &lentCaches{CacheManager: cm, st: op.st, lent: lent}
-	}
-	return cm
+	return &observedCache{CacheManager: op.activeOp.Cache(), op: op}
 }
 
-type lentCaches struct {
+// observedCache notes errors that stay with the edge which asked.
+type observedCache struct {
 	CacheManager
-	st   *state
-	lent []CacheManager
+	op *observedOp
 }
 
-func (c *lentCaches) Query(inp []CacheKeyWithSelector, inputIndex Index, dgst digest.Digest, outputIndex Index) ([]*CacheKey, error) {
-	cms := []CacheManager{c.CacheManager}
-	for _, cm := range c.lent {
-		cms = append(cms, &lentCache{CacheManager: cm, st: c.st})
+func (c *observedCache) Query(inp []CacheKeyWithSelector, inputIndex Index, dgst digest.Digest, outputIndex Index) ([]*CacheKey, error) {
+	cm := c.CacheManager
+	if lent := c.op.st.ownerCaches(); len(lent) > 0 {
+		cms := []CacheManager{cm}
+		for _, l := range lent {
+			cms = append(cms, &lentCache{CacheManager: l, st: c.op.st})
+		}
+		cm = NewCombinedCacheManager(cms, cm)
 	}
-	return NewCombinedCacheManager(cms, c.CacheManager).Query(inp, inputIndex, dgst, outputIndex)
+	keys, err := cm.Query(inp, inputIndex, dgst, outputIndex)
+	c.op.observe(context.Background(), err)
+	return keys, err
+}
+
+func (c *observedCache) Save(key *CacheKey, s Result, createdAt time.Time) (*ExportableCacheKey, error) {
+	exp, err := c.CacheManager.Save(key, s, createdAt)
+	c.op.observe(context.Background(), err)
+	return exp, err
 }
 
 // lentCache is a cache import of an owner. With the first hit it becomes one of

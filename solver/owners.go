@@ -99,7 +99,11 @@ type ownerIndex struct {
 	owners map[digest.Digest][]*registration // oldest first, never empty
 	room   int                               // how many owners has room for
 	kept   map[digest.Digest][]*state        // states that only owners keep
-	failed map[*state]struct{}               // active states with an op that failed
+	failed map[*state]struct{}               // active states that are not to be kept
+
+	// dropped is set when a failed state has been deleted, until it is certain
+	// that nothing is kept that depends on it.
+	dropped bool
 
 	// merged lists the vertices that took over an edge of another vertex, and
 	// their ancestors; mergedFrom is the reverse. Entries live as long as the
@@ -327,16 +331,20 @@ func (o *ownerIndex) lookup(dgst digest.Digest) []*registration {
 // remembers it for the time when the last of them is discarded. If it returns
 // false, st is about to be deleted.
 func (o *ownerIndex) keep(st *state) bool {
-	failed := st.hasFailed()
+	failed := st.opFailed()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if _, ok := o.failed[st]; ok {
+		failed = true
+		delete(o.failed, st)
+	}
+	o.dropped = o.dropped || failed
 	states := slices.DeleteFunc(o.kept[st.origDigest], func(s *state) bool { return s == st })
 	keep := !failed && len(o.owners[st.origDigest]) > 0
 	if keep {
 		states = append(states, st)
 	} else {
 		o.forgetMerges(st.origDigest)
-		delete(o.failed, st)
 	}
 	if len(states) == 0 {
 		delete(o.kept, st.origDigest)
@@ -349,7 +357,7 @@ func (o *ownerIndex) keep(st *state) bool {
 	return keep
 }
 
-// fail notes that an op of an active state failed.
+// fail marks an active state as one that is not to be kept.
 func (o *ownerIndex) fail(st *state) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -359,10 +367,29 @@ func (o *ownerIndex) fail(st *state) {
 	o.failed[st] = struct{}{}
 }
 
+func (o *ownerIndex) hasFailed(st *state) bool {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	_, ok := o.failed[st]
+	return ok
+}
+
 func (o *ownerIndex) anyFailed() bool {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	return len(o.failed) > 0
+}
+
+func (o *ownerIndex) anyDropped() bool {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.dropped
+}
+
+func (o *ownerIndex) forgetDropped() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.dropped = false
 }
 
 // Register makes the job an owner of e and all its ancestors, without building
@@ -412,6 +439,7 @@ func (j *Job) Discard() error {
 	orphans := jl.owners.remove(j)
 	err := j.discard()
 	jl.releaseOrphans(orphans)
+	jl.sweepFailures()
 	return err
 }
 

@@ -19,6 +19,8 @@ import (
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // vtxSession is a vertex whose op records the sessions it was offered.
@@ -498,6 +500,123 @@ func TestRegisterFailureAfterDiscard(t *testing.T) {
 	require.NoError(t, buildVertex(t, base, top), "an old failure must not be given to another build")
 	require.NoError(t, base.Discard())
 	requireEmpty(t, s)
+}
+
+// TestRegisterFailureBelow has a step fail below one that is kept.
+func TestRegisterFailureBelow(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	ctx, cancel := context.WithCancelCause(t.Context())
+	bad := newVtxSession(vtxOpt{name: "bad", execPreFunc: func(ctx context.Context) error {
+		cancel(errors.WithStack(context.Canceled))
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}})
+	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+	child := newTestJob(t, s, "child")
+	_, err := child.Build(ctx, Edge{Vertex: top})
+	require.ErrorIs(t, err, context.Canceled)
+	require.NoError(t, child.Discard())
+	require.Len(t, s.actives, 2, "what was canceled is kept")
+
+	bad.opt.execPreFunc = nil
+	bad.fail.Store(true)
+	other := newTestJob(t, s, "other")
+	require.ErrorContains(t, buildVertex(t, other, bad), "op bad failed")
+	require.Contains(t, s.actives, bad.Digest())
+	require.NotContains(t, s.actives, top.Digest(), "what is kept must not outlive its inputs")
+	require.NoError(t, other.Discard())
+	require.Empty(t, s.actives)
+
+	bad.fail.Store(false)
+	require.NoError(t, buildVertex(t, base, top))
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// TestRegisterFailureBetween has a step fail between the two looks that the end
+// of a job takes at failures.
+func TestRegisterFailureBetween(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+
+	bad := newVtxSession(vtxOpt{name: "bad"})
+	bad.fail.Store(true)
+	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+	child := newTestJob(t, s, "child")
+	require.ErrorContains(t, buildVertex(t, child, top), "op bad failed")
+	s.owners.mu.Lock()
+	delete(s.owners.failed, s.actives[bad.Digest()])
+	delete(s.owners.failed, s.actives[top.Digest()])
+	s.owners.mu.Unlock()
+	require.NoError(t, child.Discard())
+	require.Empty(t, s.actives)
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// fullCache cannot save results.
+type fullCache struct {
+	CacheManager
+	full atomic.Bool
+}
+
+func (c *fullCache) Save(key *CacheKey, s Result, createdAt time.Time) (*ExportableCacheKey, error) {
+	if c.full.Load() {
+		return nil, errors.New("no space left on device")
+	}
+	return c.CacheManager.Save(key, s, createdAt)
+}
+
+func TestRegisterFailureOfCache(t *testing.T) {
+	t.Parallel()
+	cache := &fullCache{CacheManager: NewInMemoryCacheManager()}
+	s := NewSolver(SolverOpt{ResolveOpFunc: testOpResolver, DefaultCache: cache})
+	defer s.Close()
+
+	v := newVtxSession(vtxOpt{name: "v"})
+	base := newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+	cache.full.Store(true)
+	child := newTestJob(t, s, "child")
+	require.ErrorContains(t, buildVertex(t, child, v), "no space left")
+	require.NoError(t, child.Discard())
+
+	cache.full.Store(false)
+	require.NoError(t, buildVertex(t, base, v), "an old failure must not be given to another build")
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// TestObserve looks at which errors of a build that is canceled count.
+func TestObserve(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.WithStack(context.Canceled))
+	for _, tc := range []struct {
+		ctx    context.Context
+		err    error
+		failed bool
+	}{
+		{t.Context(), nil, false},
+		{ctx, nil, false},
+		{ctx, errors.Wrap(context.Cause(ctx), "stopped"), false},
+		{t.Context(), errors.WithStack(context.Canceled), true},
+		{ctx, errors.New("exit code 1"), true},
+		{ctx, status.Error(codes.Canceled, "the client connection is closing"), true},
+		{ctx, errors.New("unexpected EOF"), true},
+	} {
+		v := vtx(vtxOpt{name: "v"})
+		op := &observedOp{st: &state{vtx: v, solver: s}}
+		op.observe(tc.ctx, tc.err)
+		require.Equal(t, tc.failed, op.failed.Load(), "%v", tc.err)
+	}
 }
 
 func TestRegisterCanceledBuild(t *testing.T) {
