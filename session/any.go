@@ -80,16 +80,16 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 	for id := it.NextSession(); id != ""; id = it.NextSession() {
 		asked++
 		c, err := sm.connected(ctx, id, deadline)
-		if err == nil {
-			if err = f(c.Context(ctx), id, c); err != nil && context.Cause(ctx) == nil && lost(ctx, c, err) {
-				err = &unreachableError{err}
-			}
-		} else {
-			err = &unreachableError{err}
+		reached := err == nil
+		if reached {
+			err = f(c.Context(ctx), id, c)
 		}
 		if err == nil {
 			answered = id
 			return nil
+		}
+		if !reached || context.Cause(ctx) == nil && lost(ctx, c, err) {
+			err = &unreachableError{err}
 		}
 		if context.Cause(ctx) != nil {
 			return errors.Wrap(context.Cause(ctx), err.Error())

@@ -438,6 +438,22 @@ func TestRegisterFailureNotKept(t *testing.T) {
 	requireEmpty(t, s)
 }
 
+// registerOn has a job own a step that depends on bad.
+func registerOn(t *testing.T, s *Solver, bad Vertex) (top *vtxSession, base *Job) {
+	top = newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
+	base = newTestJob(t, s, "base")
+	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+	return top, base
+}
+
+// requireRetried builds what has failed before, and ends base, which owns it.
+func requireRetried(t *testing.T, s *Solver, base *Job, v Vertex) {
+	t.Helper()
+	require.NoError(t, buildVertex(t, base, v), "an old failure must not be given to another build")
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
 // TestRegisterFailureOfOthers has a build meet the failure of a step that
 // another one has run. What depends on it failed for both.
 func TestRegisterFailureOfOthers(t *testing.T) {
@@ -446,10 +462,7 @@ func TestRegisterFailureOfOthers(t *testing.T) {
 
 	bad := newVtxSession(vtxOpt{name: "bad"})
 	bad.fail.Store(true)
-	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
-
-	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+	top, base := registerOn(t, s, bad)
 	first := newTestJob(t, s, "first")
 	require.ErrorContains(t, buildVertex(t, first, bad), "op bad failed")
 	child := newTestJob(t, s, "child")
@@ -460,9 +473,7 @@ func TestRegisterFailureOfOthers(t *testing.T) {
 	require.Empty(t, s.actives)
 
 	bad.fail.Store(false)
-	require.NoError(t, buildVertex(t, base, top), "an old failure must not be given to another build")
-	require.NoError(t, base.Discard())
-	requireEmpty(t, s)
+	requireRetried(t, s, base, top)
 }
 
 // TestRegisterFailureAfterDiscard has a step fail when the job that ran it has
@@ -477,9 +488,7 @@ func TestRegisterFailureAfterDiscard(t *testing.T) {
 		<-proceed
 		return errors.New("op bad failed")
 	}})
-	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
-	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+	top, base := registerOn(t, s, bad)
 
 	child := newTestJob(t, s, "child")
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -497,9 +506,7 @@ func TestRegisterFailureAfterDiscard(t *testing.T) {
 	require.Empty(t, s.actives)
 
 	bad.opt.execPreFunc = nil
-	require.NoError(t, buildVertex(t, base, top), "an old failure must not be given to another build")
-	require.NoError(t, base.Discard())
-	requireEmpty(t, s)
+	requireRetried(t, s, base, top)
 }
 
 // TestRegisterFailureBelow has a step fail below one that is kept.
@@ -513,9 +520,7 @@ func TestRegisterFailureBelow(t *testing.T) {
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}})
-	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
-	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+	top, base := registerOn(t, s, bad)
 	child := newTestJob(t, s, "child")
 	_, err := child.Build(ctx, Edge{Vertex: top})
 	require.ErrorIs(t, err, context.Canceled)
@@ -532,9 +537,7 @@ func TestRegisterFailureBelow(t *testing.T) {
 	require.Empty(t, s.actives)
 
 	bad.fail.Store(false)
-	require.NoError(t, buildVertex(t, base, top))
-	require.NoError(t, base.Discard())
-	requireEmpty(t, s)
+	requireRetried(t, s, base, top)
 }
 
 // TestRegisterFailureBetween has a step fail between the two looks that the end
@@ -545,9 +548,7 @@ func TestRegisterFailureBetween(t *testing.T) {
 
 	bad := newVtxSession(vtxOpt{name: "bad"})
 	bad.fail.Store(true)
-	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
-	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
+	top, base := registerOn(t, s, bad)
 	child := newTestJob(t, s, "child")
 	require.ErrorContains(t, buildVertex(t, child, top), "op bad failed")
 	s.owners.mu.Lock()
@@ -588,9 +589,7 @@ func TestRegisterFailureOfCache(t *testing.T) {
 	require.NoError(t, child.Discard())
 
 	cache.full.Store(false)
-	require.NoError(t, buildVertex(t, base, v), "an old failure must not be given to another build")
-	require.NoError(t, base.Discard())
-	requireEmpty(t, s)
+	requireRetried(t, s, base, v)
 }
 
 // TestObserve looks at which errors of a build that is canceled count.
