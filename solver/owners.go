@@ -40,9 +40,13 @@ import (
 // go, so that a large graph does not hold up other builds.
 const registerBatch = 512
 
-// ErrJobDiscarded is returned when a vertex is registered with a job that has
-// already ended.
+// ErrJobDiscarded is returned when a vertex is registered with, or evaluated
+// by, a job that has already ended.
 var ErrJobDiscarded = errors.New("job is discarded")
+
+func errJobDiscarded(j *Job, what string) error {
+	return errors.Wrapf(ErrJobDiscarded, "failed to %s with job %s", what, j.id)
+}
 
 // registration is one lazy solve of a job. It stands for the job in all
 // vertices that the solve added.
@@ -78,6 +82,8 @@ func (r *registration) covers(j *Job, caches []CacheManager) bool {
 type ownership struct {
 	vertices  []digest.Digest // inputs first, protected by ownerIndex.mu
 	discarded bool            // protected by ownerIndex.mu
+	builds    jobBuilds
+	released  sync.Once
 }
 
 // ownershipKey is where a job keeps its ownership, beside what others set on it.
@@ -87,7 +93,9 @@ func (j *Job) ownership() *ownership {
 	if v, ok := j.values.Load(ownershipKey); ok {
 		return v.(*ownership)
 	}
-	v, _ := j.values.LoadOrStore(ownershipKey, &ownership{})
+	owned := &ownership{}
+	owned.builds.ctx, owned.builds.cancel = context.WithCancelCause(context.Background())
+	v, _ := j.values.LoadOrStore(ownershipKey, owned)
 	return v.(*ownership)
 }
 
@@ -146,7 +154,7 @@ func (o *ownerIndex) addBatch(reg *registration, batch []digest.Digest) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if reg.owned.discarded {
-		return errors.Wrapf(ErrJobDiscarded, "failed to register vertices with job %s", reg.job.id)
+		return errJobDiscarded(reg.job, "register vertices")
 	}
 	for _, dgst := range batch {
 		o.add(dgst, reg)
@@ -429,18 +437,6 @@ func (j *Job) Owns(vertex digest.Digest) bool {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	return o.has(vertex, j, nil)
-}
-
-// Discard ends the job: what it registered is released together with what it
-// was building. Nothing can be registered with it afterwards.
-func (j *Job) Discard() error {
-	jl := j.list
-	jl.spreadFailures()
-	orphans := jl.owners.remove(j)
-	err := j.discard()
-	jl.releaseOrphans(orphans)
-	jl.sweepFailures()
-	return err
 }
 
 // releaseOrphans deletes states that were kept for an owner that is gone,

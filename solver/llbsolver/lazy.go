@@ -9,12 +9,15 @@ import (
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/flightcontrol"
 	"github.com/moby/buildkit/util/graphload"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/tracing"
 	"github.com/moby/buildkit/worker"
 	digest "github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
 )
 
 // loadedDefinition is a definition after source policy, entitlements and LLB
@@ -36,11 +39,24 @@ type registrar interface {
 	Refuse(context.Context, error)
 }
 
+// evaluator is a solver.Builder that can be discarded while it builds. Jobs
+// are: requests of a gateway client are not waited for when its build ends.
+type evaluator interface {
+	Evaluate(context.Context, solver.Edge) (solver.CachedResultWithProvenance, error)
+	ReleaseLeft(func())
+}
+
+var (
+	_ registrar = (*solver.Job)(nil)
+	_ evaluator = (*solver.Job)(nil)
+)
+
 // lazyDefinition loads the definition of a ref at most once.
 type lazyDefinition struct {
 	g          flightcontrol.Group[*loadedDefinition]
 	mu         sync.Mutex // protects the rest
 	registered bool
+	guarded    bool // the builder releases the result if nobody else does
 	done       bool
 	def        *loadedDefinition
 	err        error
@@ -58,6 +74,9 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 	if err != nil {
 		return nil, err
 	}
+	if e, ok := b.builder.(evaluator); ok {
+		guardRefs(e, res)
+	}
 	if evaluate {
 		if err := evaluateRefs(ctx, res); err != nil {
 			return nil, err
@@ -71,6 +90,36 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 		return nil
 	})
 	return res, err
+}
+
+// guardRefs has what is left of the refs of res released when the build has
+// ended. A forced solve that fails returns none of its refs, also not those that
+// succeeded, and one that succeeds may return them when the client is gone.
+func guardRefs(e evaluator, res *frontend.Result) {
+	_ = res.EachRef(func(ref solver.ResultProxy) error {
+		rp, ok := ref.(*resultProxy)
+		if !ok {
+			return nil
+		}
+		rp.lazy.mu.Lock()
+		guarded := rp.lazy.guarded
+		rp.lazy.guarded = true
+		rp.lazy.mu.Unlock()
+		if !guarded {
+			e.ReleaseLeft(func() {
+				if !rp.isReleased() {
+					rp.Release(context.TODO())
+				}
+			})
+		}
+		return nil
+	})
+}
+
+func (rp *resultProxy) isReleased() bool {
+	rp.mu.Lock()
+	defer rp.mu.Unlock()
+	return rp.released
 }
 
 // evaluateRefs evaluates all refs of res, attestations included. The first
@@ -93,7 +142,8 @@ func evaluateRefs(ctx context.Context, res *frontend.Result) error {
 
 // load returns the loaded definition of the ref. The outcome is remembered,
 // because loading can ask a policy of the client that must not be asked twice;
-// only a load that was canceled is tried again.
+// only a load that was canceled, or came to the deadline of its request, is tried
+// again.
 func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 	ld := &rp.lazy
 	return ld.g.Do(ctx, "load", func(ctx context.Context) (*loadedDefinition, error) {
@@ -105,8 +155,14 @@ func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 		span, ctx := tracing.StartSpan(ctx, "load definition")
 		def, err := rp.b.loadDefinition(ctx, rp.req.Definition, rp.req.CacheImports, rp.req.SourcePolicies)
 		tracing.FinishWithError(span, err)
-		if err != nil && context.Cause(ctx) != nil && errdefs.IsCanceled(ctx, err) {
-			return nil, err
+		if err != nil && context.Cause(ctx) != nil {
+			if errdefs.IsCanceled(ctx, err) {
+				return nil, err
+			}
+			if errors.Is(err, context.DeadlineExceeded) || grpcerrors.Code(err) == codes.DeadlineExceeded {
+				// a ref remembers what does not say that it was canceled
+				return nil, errors.Wrap(context.Canceled, err.Error())
+			}
 		}
 		ld.done, ld.def, ld.err = true, def, err
 		return def, err
@@ -154,13 +210,18 @@ func (rp *resultProxy) claim() bool {
 }
 
 // evaluate loads the definition of the ref, if that has not been done, and
-// builds it.
+// builds it. The results that come with an error are released together with the
+// ref, so an error that comes later is returned without them.
 func (rp *resultProxy) evaluate(ctx context.Context) (solver.CachedResultWithProvenance, error) {
 	def, err := rp.load(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return rp.b.build(ctx, def)
+	res, err := rp.b.build(ctx, def)
+	if err != nil && rp.isReleased() {
+		return nil, errors.Errorf("evaluating released result: %v", err)
+	}
+	return res, err
 }
 
 // build does what loading has put off and builds the definition.
@@ -176,6 +237,9 @@ func (b *llbBridge) build(ctx context.Context, def *loadedDefinition) (solver.Ca
 		}); err != nil {
 			return nil, err
 		}
+	}
+	if e, ok := b.builder.(evaluator); ok && graphload.Enabled() {
+		return e.Evaluate(ctx, def.edge)
 	}
 	return b.builder.Build(ctx, def.edge)
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/moby/buildkit/cache/remotecache"
@@ -16,6 +17,7 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/llbsolver/cdidevices"
+	llberrdefs "github.com/moby/buildkit/solver/llbsolver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/source"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
@@ -38,9 +40,11 @@ type bench struct {
 	mu       sync.Mutex
 	sessions map[string][][]string // by the name of the vertex
 	lookup   func(name string, it session.Iterator)
+	fail     func(name string) error
 	pruned   []map[string]bool
 	parsed   atomic.Int64 // sources that a policy was evaluated for
 	imports  atomic.Int64
+	results  atomic.Int64 // of ops that have not been released
 }
 
 func newBench(t testing.TB) *bench {
@@ -122,7 +126,13 @@ func (op *benchOp) Exec(_ context.Context, jobCtx solver.JobContext, _ []solver.
 	if op.lookup != nil {
 		op.lookup(op.v.Name(), jobCtx.Session().SessionIterator())
 	}
-	return []solver.Result{&benchResult{id: op.v.Digest().String()}}, nil
+	if op.fail != nil {
+		if err := op.fail(op.v.Name()); err != nil {
+			return nil, err
+		}
+	}
+	op.results.Add(1)
+	return []solver.Result{&benchResult{id: op.v.Digest().String(), bench: op.bench}}, nil
 }
 
 func (op *benchOp) Acquire(context.Context) (solver.ReleaseFunc, error) {
@@ -130,13 +140,17 @@ func (op *benchOp) Acquire(context.Context) (solver.ReleaseFunc, error) {
 }
 
 type benchResult struct {
-	id string
+	id    string
+	bench *bench
 }
 
-func (r *benchResult) ID() string                    { return r.id }
-func (r *benchResult) Release(context.Context) error { return nil }
-func (r *benchResult) Sys() any                      { return r }
-func (r *benchResult) Clone() solver.Result          { return r }
+func (r *benchResult) ID() string           { return r.id }
+func (r *benchResult) Sys() any             { return r }
+func (r *benchResult) Clone() solver.Result { return r }
+func (r *benchResult) Release(context.Context) error {
+	r.bench.results.Add(-1)
+	return nil
+}
 
 func marshal(t *testing.T, st llb.State) *pb.Definition {
 	def, err := st.Marshal(t.Context(), llb.LinuxAmd64)
@@ -313,6 +327,20 @@ func TestLazySolveCanceledLoad(t *testing.T) {
 	require.NoError(t, evaluate(t, res.Ref), "a load that was canceled is tried again")
 }
 
+// TestLazySolveLoadAtDeadline has clients that give a solve and an evaluation
+// too little time.
+func TestLazySolveLoadAtDeadline(t *testing.T) {
+	b := newBench(t)
+	_, br := b.job("job")
+	ctx, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	res, err := br.Solve(ctx, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))}, "")
+	require.NoError(t, err)
+	_, err = res.Ref.Result(ctx)
+	require.ErrorContains(t, err, context.DeadlineExceeded.Error())
+	require.NoError(t, evaluate(t, res.Ref), "a load that was given up is tried again")
+}
+
 func TestLazySolveHasNoEffects(t *testing.T) {
 	b := newBench(t)
 	req := frontend.SolveRequest{
@@ -363,6 +391,80 @@ func TestLazySolveAfterDiscard(t *testing.T) {
 	j, br := b.job("job")
 	require.NoError(t, j.Discard())
 	lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))})
+}
+
+// TestReleaseLeft has a forced solve of two refs, of which one fails. Nobody
+// gets the other one.
+func TestReleaseLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		succeeded := make(chan struct{})
+		b.fail = func(name string) error {
+			switch name {
+			case "bad":
+				<-succeeded
+				return errors.New("bad failed")
+			case "good":
+				defer close(succeeded)
+			}
+			return nil
+		}
+		j, br := b.job("job")
+		br.frontends = map[string]frontend.Frontend{"two": frontendFunc(func(_ context.Context, br frontend.FrontendLLBBridge, _ map[string]*pb.Definition, _ string) (*frontend.Result, error) {
+			res := &frontend.Result{}
+			for _, name := range []string{"good", "bad"} {
+				ref := lazySolve(t, br.(*provenanceBridge), frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), name))})
+				res.AddRef(name, ref)
+			}
+			return res, nil
+		})}
+		_, err := br.Solve(t.Context(), frontend.SolveRequest{Frontend: "two", Evaluate: true}, "")
+		require.ErrorContains(t, err, "bad failed")
+		j.CloseProgress()
+		require.NoError(t, j.Discard())
+		require.EqualValues(t, 1, b.results.Load())
+		time.Sleep(9 * time.Second)
+		require.EqualValues(t, 1, b.results.Load(), "who has a ref has time to release it")
+		time.Sleep(2 * time.Second)
+		require.Zero(t, b.results.Load())
+
+		// one that its user has released, and one that comes late
+		j, br = b.job("other")
+		ref := lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), "released"))})
+		require.NoError(t, evaluate(t, ref))
+		require.NoError(t, ref.Release(t.Context()))
+		j.CloseProgress()
+		require.NoError(t, j.Discard())
+		var late atomic.Bool
+		j.ReleaseLeft(func() { late.Store(true) })
+		time.Sleep(11 * time.Second)
+		require.True(t, late.Load())
+		require.Zero(t, b.results.Load())
+	})
+}
+
+// TestErrorAfterRelease has a step fail when its ref has been released, as when
+// a client goes. The results that come with the error stay with the error.
+func TestErrorAfterRelease(t *testing.T) {
+	b := newBench(t)
+	_, br := b.job("job")
+	ref := lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), "bad"))})
+	execErr := llberrdefs.WithExecError(errors.New("bad failed"), []solver.Result{&benchResult{bench: b}}, nil)
+	b.fail = func(string) error {
+		require.NoError(t, ref.Release(t.Context()))
+		return execErr
+	}
+	require.ErrorContains(t, evaluate(t, ref), "evaluating released result")
+	var ee *llberrdefs.ExecError
+	require.ErrorAs(t, execErr, &ee)
+	require.False(t, ee.OwnerBorrowed, "the ref has taken over what it never releases")
+
+	b.fail = func(string) error { return execErr }
+	ref = lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), "bad again"))})
+	require.ErrorContains(t, evaluate(t, ref), "bad failed")
+	require.True(t, ee.OwnerBorrowed)
+	require.NoError(t, ref.Release(t.Context()))
+	require.EqualValues(t, -1, b.results.Load())
 }
 
 // testRef is a ref whose evaluation is up to the test.
