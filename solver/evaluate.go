@@ -2,47 +2,50 @@ package solver
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/moby/buildkit/util/bklog"
+	digest "github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 )
 
 // holdTimeout is how long a discarded job waits for what it evaluates. Ops that
 // are canceled stop in less; one that does not must not be in the way of other
 // builds of its vertex.
-const holdTimeout = time.Minute
+const holdTimeout = 15 * time.Second
 
 // leftTimeout is how long after the end of a job what is left of it is released.
 // Who has got it meanwhile releases it in less.
 const leftTimeout = 10 * time.Second
 
-// jobBuilds counts what a job is evaluating.
+// jobBuilds is what a job is evaluating.
 type jobBuilds struct {
 	ctx    context.Context // canceled when the job ends
 	cancel context.CancelCauseFunc
 
-	mu   sync.Mutex
-	n    int
-	late *time.Timer // releases the job if the last build does not
-	left []func()    // called some time after the job has been released
+	mu      sync.Mutex
+	running map[*Edge]struct{}
+	late    *time.Timer // releases the job if the last build does not
+	left    []func()    // called some time after the job has been released
 }
 
 // Evaluate is Build for a job that may be discarded meanwhile, as by a client
 // that goes. It is canceled then, but that takes until the ops have stopped, and
 // they may have succeeded. The vertices of the job are released when Evaluate
-// has returned, or after a minute: with them gone, nobody would release the
+// has returned, or after 15 seconds: with them gone, nobody would release the
 // results, and edges that are at work would not find their inputs.
 //
 // Returns ErrJobDiscarded when the job has ended, also if that was meanwhile.
 func (j *Job) Evaluate(ctx context.Context, e Edge) (CachedResultWithProvenance, error) {
 	builds := &j.ownership().builds
-	if !builds.start() {
+	if !builds.start(&e) {
 		return nil, errJobDiscarded(j, "build "+e.Vertex.Name())
 	}
 	defer func() {
-		if builds.done() {
+		if builds.done(&e) {
 			j.release()
 		}
 	}()
@@ -62,22 +65,25 @@ func (j *Job) Evaluate(ctx context.Context, e Edge) (CachedResultWithProvenance,
 
 // start reports if the job can build something, which is to be followed by
 // done.
-func (b *jobBuilds) start() bool {
+func (b *jobBuilds) start(e *Edge) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.hasEnded() {
 		return false
 	}
-	b.n++
+	if b.running == nil {
+		b.running = map[*Edge]struct{}{}
+	}
+	b.running[e] = struct{}{}
 	return true
 }
 
 // done reports if the job ended meanwhile and builds nothing any more.
-func (b *jobBuilds) done() bool {
+func (b *jobBuilds) done(e *Edge) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.n--
-	if !b.hasEnded() || b.n > 0 {
+	delete(b.running, e)
+	if !b.hasEnded() || len(b.running) > 0 {
 		return false
 	}
 	if b.late != nil {
@@ -86,16 +92,16 @@ func (b *jobBuilds) done() bool {
 	return true
 }
 
-// end refuses further builds and cancels those that run. It reports if there
-// are none, otherwise it calls late if they are not done in time.
-func (b *jobBuilds) end(late func()) bool {
+// end refuses further builds, cancels those that run and returns their edges. If
+// there are any it calls late when they are not done in time.
+func (b *jobBuilds) end(late func()) (running []*Edge) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.n > 0 && !b.hasEnded() {
+	if len(b.running) > 0 && !b.hasEnded() {
 		b.late = time.AfterFunc(holdTimeout, late)
 	}
 	b.cancel(errors.WithStack(context.Canceled))
-	return b.n == 0
+	return slices.Collect(maps.Keys(b.running))
 }
 
 func (b *jobBuilds) hasEnded() bool {
@@ -145,16 +151,75 @@ func (j *Job) Discard() error {
 		bklog.G(context.TODO()).Warnf("job %s has ended but builds on: it is released after %s", j.id, holdTimeout)
 		j.release()
 	}
-	if !j.ownership().builds.end(late) {
+	if running := j.ownership().builds.end(late); len(running) > 0 {
+		jl.leave(j, running)
 		return nil
 	}
 	return j.release()
+}
+
+// leave takes j out of the states that none of the edges needs. They may have
+// failed, and whoever builds them next is not to be given that.
+func (jl *Solver) leave(j *Job, edges []*Edge) {
+	needed := jl.owners.closure(edges)
+	jl.mu.Lock()
+	defer jl.mu.Unlock()
+	jl.markFailed()
+	for key, st := range jl.actives {
+		if _, ok := needed[st.origDigest]; ok {
+			continue
+		}
+		st.mu.Lock()
+		if _, ok := st.jobs[j]; ok {
+			delete(st.jobs, j)
+			jl.deleteIfUnreferenced(key, st)
+		}
+		st.mu.Unlock()
+	}
+}
+
+// closure returns the vertices of edges with all their ancestors, and those that
+// took over any of them.
+func (o *ownerIndex) closure(edges []*Edge) map[digest.Digest]struct{} {
+	out := map[digest.Digest]struct{}{}
+	var walk func(Vertex)
+	walk = func(v Vertex) {
+		if _, ok := out[v.Digest()]; ok {
+			return
+		}
+		out[v.Digest()] = struct{}{}
+		for _, in := range v.Inputs() {
+			walk(in.Vertex)
+		}
+	}
+	for _, e := range edges {
+		walk(e.Vertex)
+	}
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	pending := slices.Collect(maps.Keys(out))
+	for len(pending) > 0 {
+		var next []digest.Digest
+		for _, dgst := range pending {
+			for _, target := range o.merged[dgst] {
+				if _, ok := out[target]; !ok {
+					out[target] = struct{}{}
+					next = append(next, target)
+				}
+			}
+		}
+		pending = next
+	}
+	return out
 }
 
 // release releases the vertices that the job was building.
 func (j *Job) release() (err error) {
 	j.ownership().released.Do(func() {
 		jl := j.list
+		// the scheduler may still be at the edge that has just been answered
+		jl.s.mu.Lock()
+		jl.s.mu.Unlock() //nolint:staticcheck // it is only waited for
 		jl.spreadFailures()
 		err = j.discard()
 		jl.sweepFailures()

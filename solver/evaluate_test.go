@@ -343,6 +343,43 @@ func TestEvaluateEnded(t *testing.T) {
 	}
 }
 
+// TestEvaluateFailed has a job that ends after one of the vertices that it
+// evaluated has failed, while it is still at another one. Whoever builds the
+// first again must not be given the failure.
+func TestEvaluateFailed(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	bad := newVtxSession(vtxOpt{name: "bad"})
+	bad.fail.Store(true)
+	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
+	ready, stop, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	in := vtx(vtxOpt{name: "in"})
+	slow := &vtxLogged{vertex: vtx(vtxOpt{name: "slow", inputs: []Edge{{Vertex: in}}}), log: &resultLog{}, hook: func(context.Context) error {
+		close(ready)
+		<-stop
+		return nil
+	}}
+	j := newTestJob(t, s, "j")
+	go func() {
+		_, err := j.Evaluate(t.Context(), Edge{Vertex: slow})
+		done <- err
+	}()
+	<-ready
+	_, err := j.Evaluate(t.Context(), Edge{Vertex: top})
+	require.ErrorContains(t, err, "op bad failed")
+	require.NoError(t, j.Discard())
+	require.NotNil(t, s.getState(Edge{Vertex: slow}))
+	require.NotNil(t, s.getState(Edge{Vertex: in}), "what is evaluated needs it")
+
+	bad.fail.Store(false)
+	other := newTestJob(t, s, "other")
+	require.NoError(t, buildVertex(t, other, top))
+	require.NoError(t, other.Discard())
+	close(stop)
+	require.ErrorIs(t, <-done, ErrJobDiscarded)
+	requireEmpty(t, s)
+}
+
 // TestEvaluateHung has an op that does not stop: it is not in the way of others
 // forever.
 func TestEvaluateHung(t *testing.T) {

@@ -90,6 +90,9 @@ func requireEmpty(t *testing.T, s *Solver) {
 	require.Empty(t, s.owners.failed, "failed states are left")
 	require.Empty(t, s.owners.merged, "merges are left")
 	require.Empty(t, s.owners.mergedFrom, "merges are left")
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
+	require.Empty(t, s.index.backRefs, "edges are left in the index")
 }
 
 // sessionsOf returns the sessions that v would ask now.

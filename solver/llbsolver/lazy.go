@@ -3,6 +3,7 @@ package llbsolver
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/solver"
@@ -107,7 +108,10 @@ func guardRefs(e evaluator, res *frontend.Result) {
 		rp.lazy.mu.Unlock()
 		if !guarded {
 			e.ReleaseLeft(func() {
-				if !rp.isReleased() {
+				rp.mu.Lock()
+				left := rp.v != nil && !rp.released
+				rp.mu.Unlock()
+				if left {
 					rp.Release(context.TODO())
 				}
 			})
@@ -152,7 +156,7 @@ func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 		if ld.done {
 			return ld.def, ld.err
 		}
-		span, ctx := tracing.StartSpan(ctx, "load definition")
+		span, ctx := tracing.StartSpan(noDeadline{ctx}, "load definition")
 		def, err := rp.b.loadDefinition(ctx, rp.req.Definition, rp.req.CacheImports, rp.req.SourcePolicies)
 		tracing.FinishWithError(span, err)
 		if err != nil && context.Cause(ctx) != nil {
@@ -168,6 +172,13 @@ func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 		return def, err
 	})
 }
+
+// noDeadline hides the deadline of a context, which ends as before. It is that of
+// whoever came first; others may wait for the same thing, and a call that is given
+// it can end at it before the context does.
+type noDeadline struct{ context.Context }
+
+func (noDeadline) Deadline() (time.Time, bool) { return time.Time{}, false }
 
 // register makes the build the owner of the definition of the ref. The
 // definition is loaded for that only if its digests, its cache imports or its
