@@ -172,10 +172,20 @@ func (jl *Solver) leave(j *Job, edges []*Edge) {
 		st.mu.Lock()
 		if _, ok := st.jobs[j]; ok {
 			delete(st.jobs, j)
+			st.disconnect(j)
 			jl.deleteIfUnreferenced(key, st)
 		}
 		st.mu.Unlock()
 	}
+}
+
+// disconnect ends the progress of the state for j. The state may be kept for
+// long, and it would keep the progress of every job that has ever built it.
+func (s *state) disconnect(j *Job) {
+	s.allPwMu.Lock()
+	defer s.allPwMu.Unlock()
+	s.mpw.Delete(j.pw)
+	delete(s.allPw, j.pw)
 }
 
 // closure returns the vertices of edges with all their ancestors, and those that
@@ -213,6 +223,16 @@ func (o *ownerIndex) closure(edges []*Edge) map[digest.Digest]struct{} {
 	return out
 }
 
+// disconnect ends the progress of all states for j, which none of them has any
+// more.
+func (jl *Solver) disconnect(j *Job) {
+	jl.mu.RLock()
+	defer jl.mu.RUnlock()
+	for _, st := range jl.actives {
+		st.disconnect(j)
+	}
+}
+
 // release releases the vertices that the job was building.
 func (j *Job) release() (err error) {
 	j.ownership().released.Do(func() {
@@ -222,6 +242,7 @@ func (j *Job) release() (err error) {
 		jl.s.mu.Unlock() //nolint:staticcheck // it is only waited for
 		jl.spreadFailures()
 		err = j.discard()
+		jl.disconnect(j)
 		jl.sweepFailures()
 		j.ownership().builds.releaseLeft()
 	})

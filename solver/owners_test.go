@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -381,6 +382,27 @@ func TestRegisterProgress(t *testing.T) {
 	require.NotNil(t, last(got).Completed)
 
 	require.NoError(t, silent.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// TestDiscardedProgress has many jobs that build a vertex which lasts. What
+// they leave must not add up.
+func TestDiscardedProgress(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	v := vtx(vtxOpt{name: "v", inputs: []Edge{{Vertex: vtx(vtxOpt{name: "in"})}}})
+	base := newTestJob(t, s, "base")
+	require.NoError(t, buildVertex(t, base, v))
+	for i := range 3 {
+		child := newTestJob(t, s, fmt.Sprintf("child%d", i))
+		require.NoError(t, buildVertex(t, child, v))
+		require.NoError(t, child.Discard())
+	}
+	for _, st := range s.actives {
+		require.Len(t, st.allPw, 1)
+		require.Equal(t, 1, reflect.ValueOf(st.mpw).Elem().FieldByName("writers").Len())
+	}
 	require.NoError(t, base.Discard())
 	requireEmpty(t, s)
 }
