@@ -161,9 +161,9 @@ func (j *Job) Discard() error {
 // leave takes j out of the states that none of the edges needs. They may have
 // failed, and whoever builds them next is not to be given that.
 func (jl *Solver) leave(j *Job, edges []*Edge) {
-	needed := jl.owners.closure(edges)
 	jl.mu.Lock()
 	defer jl.mu.Unlock()
+	needed := jl.owners.closure(edges) // no edge is merged meanwhile
 	jl.markFailed()
 	for key, st := range jl.actives {
 		if _, ok := needed[st.origDigest]; ok {
