@@ -93,9 +93,8 @@ func (j *Job) ownership() *ownership {
 	if v, ok := j.values.Load(ownershipKey); ok {
 		return v.(*ownership)
 	}
-	owned := &ownership{}
-	owned.builds.ctx, owned.builds.cancel = context.WithCancelCause(context.Background())
-	v, _ := j.values.LoadOrStore(ownershipKey, owned)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	v, _ := j.values.LoadOrStore(ownershipKey, &ownership{builds: jobBuilds{ctx: ctx, cancel: cancel}})
 	return v.(*ownership)
 }
 

@@ -332,7 +332,7 @@ func TestLazySolveCanceledLoad(t *testing.T) {
 func TestLazySolveLoadAtDeadline(t *testing.T) {
 	b := newBench(t)
 	_, br := b.job("job")
-	ctx, cancel := context.WithTimeout(t.Context(), 0)
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 0, errors.WithStack(context.DeadlineExceeded))
 	defer cancel()
 	res, err := br.Solve(ctx, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))}, "")
 	require.NoError(t, err)
