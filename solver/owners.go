@@ -171,18 +171,27 @@ func (o *ownerIndex) missing(j *Job, v Vertex, caches []CacheManager) []digest.D
 	defer o.mu.RUnlock()
 
 	var out []digest.Digest
+	for _, v := range withAncestors(func(dgst digest.Digest) bool { return o.has(dgst, j, caches) }, v) {
+		out = append(out, v.Digest())
+	}
+	return out
+}
+
+// withAncestors returns v and its ancestors, each once and after its inputs.
+// It goes no further where skip, if it is not nil, reports true.
+func withAncestors(skip func(digest.Digest) bool, v Vertex) (out []Vertex) {
 	visited := map[digest.Digest]struct{}{}
 	var walk func(Vertex)
 	walk = func(v Vertex) {
 		dgst := v.Digest()
-		if _, ok := visited[dgst]; ok || o.has(dgst, j, caches) {
+		if _, ok := visited[dgst]; ok || skip != nil && skip(dgst) {
 			return
 		}
 		visited[dgst] = struct{}{}
 		for _, in := range v.Inputs() {
 			walk(in.Vertex)
 		}
-		out = append(out, dgst)
+		out = append(out, v)
 	}
 	walk(v)
 	return out

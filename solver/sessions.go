@@ -55,9 +55,8 @@ func (g *sessionGroup) ownSessions() []string {
 	g.mu.RUnlock()
 	// A job that has ended lends its session to nobody, but what it is still
 	// building must not fail for want of it before it is canceled.
-	ended := func(j *Job) bool { return j.ownership().builds.hasEnded() }
-	if slices.ContainsFunc(jobs, func(j *Job) bool { return !ended(j) }) {
-		jobs = slices.DeleteFunc(jobs, ended)
+	if slices.ContainsFunc(jobs, func(j *Job) bool { return !j.ended() }) {
+		jobs = slices.DeleteFunc(jobs, (*Job).ended)
 	}
 	slices.SortFunc(jobs, compareJobs)
 	for _, j := range jobs {

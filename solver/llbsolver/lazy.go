@@ -55,9 +55,9 @@ var (
 // lazyDefinition loads the definition of a ref at most once.
 type lazyDefinition struct {
 	g          flightcontrol.Group[*loadedDefinition]
+	guard      sync.Once  // has the builder release the result if nobody else does
 	mu         sync.Mutex // protects the rest
 	registered bool
-	guarded    bool // the builder releases the result if nobody else does
 	done       bool
 	def        *loadedDefinition
 	err        error
@@ -98,26 +98,21 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 // succeeded, and one that succeeds may return them when the client is gone.
 func guardRefs(e evaluator, res *frontend.Result) {
 	_ = res.EachRef(func(ref solver.ResultProxy) error {
-		rp, ok := ref.(*resultProxy)
-		if !ok {
-			return nil
-		}
-		rp.lazy.mu.Lock()
-		guarded := rp.lazy.guarded
-		rp.lazy.guarded = true
-		rp.lazy.mu.Unlock()
-		if !guarded {
-			e.ReleaseLeft(func() {
-				rp.mu.Lock()
-				left := rp.v != nil && !rp.released
-				rp.mu.Unlock()
-				if left {
-					rp.Release(context.TODO())
-				}
-			})
+		if rp, ok := ref.(*resultProxy); ok {
+			rp.lazy.guard.Do(func() { e.ReleaseLeft(rp.releaseLeft) })
 		}
 		return nil
 	})
+}
+
+// releaseLeft releases the result of the ref if it has not been released.
+func (rp *resultProxy) releaseLeft() {
+	rp.mu.Lock()
+	left := rp.v != nil && !rp.released
+	rp.mu.Unlock()
+	if left {
+		rp.Release(context.TODO())
+	}
 }
 
 func (rp *resultProxy) isReleased() bool {
