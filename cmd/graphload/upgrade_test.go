@@ -37,6 +37,8 @@ func fakeProxy(t *testing.T, releases map[string]string) {
 		require.NoError(t, zw.Close())
 		require.NoError(t, f.Close())
 	}
+	list := strings.Join(slices.Collect(maps.Keys(releases)), "\n") + "\n"
+	require.NoError(t, os.WriteFile(filepath.Join(at, "list"), []byte(list), 0o600))
 	t.Setenv("GOPROXY", "file://"+dir)
 	t.Setenv("GONOSUMDB", "*")
 	t.Setenv("GOFLAGS", "-modcacherw")
@@ -115,6 +117,10 @@ func TestUpgrade(t *testing.T) {
 	dt, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Regexp(t, `(?s)^# the list\nreleases: # sums\n  v1\.1\.0: h1:\S+\n  v1\.0\.0: h1:\S+\nseams:\n  - \{name: discard`, string(dt))
+
+	// v1.1 is the newest of its kind, until there is a newer one
+	err = (&upgrade{from: "v1.0.0"}).survey(t.Context(), assemble.Options{Root: root, Version: "v1.1"})
+	require.ErrorContains(t, err, `"v1.1" is not a release but stands for v1.1.0`)
 
 	// a source that is not the recorded one is not looked at
 	sum := strings.Replace(string(dt), "v1.1.0: h1:", "v1.1.0: h1:A", 1)

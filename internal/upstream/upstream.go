@@ -85,7 +85,7 @@ func Fetch(ctx context.Context, version, sum string) (*Source, error) {
 	runErr := cmd.Run()
 
 	var mod struct {
-		Dir, Sum, Error string
+		Version, Dir, Sum, Error string
 	}
 	if err := json.Unmarshal(stdout.Bytes(), &mod); err != nil {
 		if runErr == nil {
@@ -95,6 +95,9 @@ func Fetch(ctx context.Context, version, sum string) (*Source, error) {
 	}
 	if mod.Error != "" {
 		return nil, errors.Errorf("failed to fetch %s@%s: %s", Module, version, mod.Error)
+	}
+	if mod.Version != version { // the go command takes a query, too
+		return nil, errors.Errorf("%q is not a release but stands for %s: give the version in full", version, mod.Version)
 	}
 	if sum != "" && mod.Sum != sum {
 		return nil, errors.Errorf("checksum of %s@%s is %s, but seams.yaml records %s: clean the module cache, and compare the two sources before you change the record", Module, version, mod.Sum, sum)
