@@ -38,7 +38,7 @@ clients:
 	$(GRAPHLOAD) clients
 
 conformance:
-	$(GRAPHLOAD) conformance $(if $(RACE),--race --suite client) $(ARGS)
+	$(GRAPHLOAD) conformance $(if $(filter-out 0,$(RACE)),--race --suite client) $(ARGS)
 
 releases:
 	$(GRAPHLOAD) releases $(ARGS)
