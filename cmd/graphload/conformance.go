@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,7 +31,7 @@ func conformanceCommand() *cli.Command {
 			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Hour, Usage: "for the tests of one package"},
 			&cli.BoolFlag{Name: "race", Usage: "use daemons with the race detector"},
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "folder for the reports (default: one in build/conformance, for release, worker, race detector and shard)"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "folder for the reports (default: one in build/conformance, for what is selected by the other flags)"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			opt, err := options(cmd)
@@ -64,9 +65,9 @@ func conformanceCommand() *cli.Command {
 			if c.Shards > 1 && c.Run != "" {
 				return errors.New("--shard and --run exclude each other")
 			}
-			race := cmd.Bool("race")
+			c.Race = cmd.Bool("race")
 			if c.Output == "" {
-				c.Output = filepath.Join(opt.Root, "build", "conformance", conformanceName(opt.Version, race, c))
+				c.Output = filepath.Join(opt.Root, "build", "conformance", conformanceName(opt.Version, c))
 			}
 			if err := installMissing(ctx, pkgs); err != nil {
 				return err
@@ -79,11 +80,11 @@ func conformanceCommand() *cli.Command {
 				if c.Trees[flavor], err = writeTree(ctx, opt); err != nil {
 					return err
 				}
-				if c.Bin[flavor], err = binDir(opt, race); err != nil {
+				if c.Bin[flavor], err = binDir(opt, c.Race); err != nil {
 					return err
 				}
 				if !cmd.Bool("no-build") {
-					if _, err := buildBinaries(ctx, opt, race); err != nil {
+					if _, err := buildBinaries(ctx, opt, c.Race); err != nil {
 						return err
 					}
 				}
@@ -117,16 +118,29 @@ var containerdPackages = map[string]string{
 
 // conformanceName names the folder of the reports, so that runs that differ do not
 // replace each other's.
-func conformanceName(version string, race bool, c conformance.Options) string {
+func conformanceName(version string, c conformance.Options) string {
 	parts := []string{version, c.Worker}
-	if race {
+	if c.Race {
 		parts = append(parts, "race")
+	}
+	if len(c.Suites) < len(conformance.Suites) {
+		parts = append(parts, c.Suites...)
+	}
+	if c.Run != "" {
+		parts = append(parts, c.Run)
 	}
 	if c.Shards > 1 {
 		parts = append(parts, fmt.Sprintf("%dof%d", c.Shard, c.Shards))
 	}
-	return strings.Join(parts, "-")
+	name := unfit.ReplaceAllString(strings.Join(parts, "-"), "_")
+	return name[:min(len(name), maxName)]
 }
+
+// unfit is what the name of a folder had better not have, and maxName how long
+// one can be.
+var unfit = regexp.MustCompile(`[^\w.,+-]+`)
+
+const maxName = 200
 
 // parseShard parses I/N.
 func parseShard(s string) (shard, shards int, err error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/graphload/graphload/internal/conformance"
@@ -9,8 +10,16 @@ import (
 
 func TestConformanceName(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, "v0.34.2-oci", conformanceName("v0.34.2", false, conformance.Options{Worker: "oci", Shard: 1, Shards: 1}))
-	require.Equal(t, "v0.33.1-containerd-race-2of3", conformanceName("v0.33.1", true, conformance.Options{Worker: "containerd", Shard: 2, Shards: 3}))
+	for want, opt := range map[string]conformance.Options{
+		"oci":                     {Worker: "oci", Suites: conformance.Suites, Shard: 1, Shards: 1},
+		"containerd-race-2of3":    {Worker: "containerd", Suites: conformance.Suites, Race: true, Shard: 2, Shards: 3},
+		"oci-frontend_gateway":    {Worker: "oci", Suites: []string{"frontend/gateway"}},
+		"oci-TestA_worker_o_d_":   {Worker: "oci", Suites: conformance.Suites, Run: "TestA/worker=(o|d)$"},
+		"oci-client-solver-race_": {Worker: "oci", Suites: []string{"client", "solver"}, Run: "race?"},
+	} {
+		require.Equal(t, "v0.34.2-"+want, conformanceName("v0.34.2", opt))
+	}
+	require.Len(t, conformanceName("v0.34.2", conformance.Options{Run: strings.Repeat("x", 1000)}), maxName)
 }
 
 func TestParseShard(t *testing.T) {

@@ -6,14 +6,16 @@ import "slices"
 type Verdict string
 
 const (
-	// Regression is a test that upstream's daemon passes and ours does not, also
-	// when both try again.
+	// Regression is a test that upstream's daemon passes and ours does not, or that
+	// ends with upstream's only, also when both try again.
 	Regression Verdict = "regression"
 	// Unsteady is a test that differed in the first run but not when it was tried
 	// again, or that fails at times on both.
 	Unsteady Verdict = "unsteady"
 	// Improved is a test that ours passes and upstream's daemon does not.
 	Improved Verdict = "improved"
+	// Otherwise is a test that neither passes, which ended differently.
+	Otherwise Verdict = "otherwise"
 )
 
 // Difference is a test that ended differently.
@@ -27,63 +29,93 @@ type Difference struct {
 	Output    string   `json:"output,omitempty"`
 }
 
-// candidates returns the tests that upstream passes and ours does not, or that
-// upstream skips or does not have and ours fails. A test is not returned when one below it is: it
-// failed with that.
+// candidates returns the tests that ended worse with ours. A test that fails is not
+// returned when one below it does: it failed with that.
 func candidates(up, gl Results) []string {
 	var out []string
-	above := map[string]struct{}{}
+	above, failed := map[string]struct{}{}, map[string]struct{}{} // of what is returned, of what fails
 	all := names(up, gl)
 	for i := len(all) - 1; i >= 0; i-- { // what is below before what is above
 		test := all[i]
-		if _, ok := above[test]; ok || !worse(up.status(test), gl.status(test)) {
+		if _, ok := above[test]; ok {
 			continue
 		}
-		out = append(out, test)
-		for j, r := range test {
-			if r == '/' {
-				above[test[:j]] = struct{}{}
+		if gl.status(test) == Fail {
+			if _, ok := failed[test]; ok {
+				continue
 			}
+			addParents(failed, test)
+		}
+		if worse(up.status(test), gl.status(test)) {
+			out = append(out, test)
+			addParents(above, test)
 		}
 	}
 	return out
 }
 
-// worse tells if ours did not pass where upstream did, or failed where it has no
-// such test or skips it.
+// worse tells if ours did not pass where upstream did, did not end where upstream
+// did, or failed where upstream has no such test, skips it or did not get to its
+// end: how it ends there has to be found out.
 func worse(up, gl Status) bool {
-	return up == Pass && gl != Pass || (up == Missing || up == Skip) && (gl == Fail || gl == Unfinished)
+	switch up {
+	case Pass:
+		return gl != Pass
+	case Fail:
+		return !gl.ended()
+	case Skip:
+		return gl == Fail || !gl.ended()
+	case Missing, Unfinished:
+		return gl == Fail || up == Missing && gl == Unfinished
+	}
+	return false
 }
 
-// improved returns the tests without others below that only ours passes.
-func improved(up, gl Results) []string {
-	var out []string
+// others returns the tests without others below that did not end worse with ours,
+// but differently.
+func others(up, gl Results) map[string]Verdict {
+	out := map[string]Verdict{}
 	above := parents(up, gl)
 	for _, test := range names(up, gl) {
-		if _, ok := above[test]; !ok && up.status(test).failed() && up.status(test) != Missing && gl.status(test) == Pass {
-			out = append(out, test)
+		u, g := up.status(test), gl.status(test)
+		if _, ok := above[test]; ok || u == g || u == Missing || u == Skip || worse(u, g) {
+			continue
+		}
+		out[test] = Otherwise
+		if g == Pass {
+			out[test] = Improved
 		}
 	}
 	return out
 }
 
 // judge decides about a test that differed in the first run, which both lists
-// start with. It is a regression unless, when tried again, ours passes as often
-// as upstream, or both pass some times and fail others.
-// A test that upstream never started is wanted to pass, and one that it skips to
-// pass or be skipped.
+// start with. It is a regression unless, when tried again, ours does as often as
+// upstream what is wanted, or both do at times and at others do not.
+// What upstream fails is wanted to end, and everything else to pass. A test that
+// upstream never started is wanted to pass always, and one that it skips to pass or
+// be skipped.
 func judge(up, gl []Status) Verdict {
 	added := !slices.ContainsFunc(up, func(s Status) bool { return s != Missing })
-	tries, wanted, passed := len(gl)-1, 0, 0
+	tries, wanted, did := len(gl)-1, 0, 0
 	for i := 1; i < len(gl); i++ {
+		if up[0] == Fail {
+			if gl[i].ended() {
+				did++
+			}
+			if up[i].ended() {
+				wanted++
+			}
+			continue
+		}
 		if gl[i] == Pass || gl[i] == Skip && up[i] == Skip {
-			passed++
+			did++
 		}
 		if up[i] == Pass || up[i] == Skip || added {
 			wanted++
 		}
 	}
-	if tries > 0 && (passed >= wanted || passed > 0 && wanted < tries) {
+	if tries > 0 && (did >= wanted || did > 0 && wanted < tries) {
 		return Unsteady
 	}
 	return Regression

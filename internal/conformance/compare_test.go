@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"encoding/json"
+	"html"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/seam"
+	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 )
 
@@ -56,8 +58,31 @@ func TestCandidates(t *testing.T) {
 			want: []string{"B", "A"},
 		},
 		"what upstream fails": {
-			up: map[string]Status{"B": Fail, "C": Unfinished},
-			gl: map[string]Status{"B": Unfinished, "C": Missing},
+			up: map[string]Status{"A": Fail, "B": Fail, "C": Fail},
+			gl: map[string]Status{"A": Fail, "B": Pass, "C": Skip},
+		},
+		"a crash of ours in what upstream fails": {
+			up:   map[string]Status{"A": Fail, "A/b": Fail, "C": Fail, "D": Skip},
+			gl:   map[string]Status{"A": Unfinished, "A/b": Unfinished},
+			want: []string{"D", "C", "A/b"},
+		},
+		"a crash of ours above what both fail": {
+			up:   map[string]Status{"A": Fail, "A/b": Fail},
+			gl:   map[string]Status{"A": Unfinished, "A/b": Fail},
+			want: []string{"A"},
+		},
+		"a crash of upstream": {
+			up:   map[string]Status{"A": Unfinished, "A/b": Fail, "A/c": Unfinished, "A/d": Unfinished, "E": Unfinished, "E/f": Pass},
+			gl:   map[string]Status{"A": Fail, "A/b": Fail, "A/c": Pass, "A/d": Fail, "E": Fail, "E/f": Pass, "G": Fail},
+			want: []string{"G", "E", "A/d"},
+		},
+		"a crash of upstream beside what both fail": {
+			up: map[string]Status{"A": Unfinished, "A/b": Fail, "A/c": Unfinished},
+			gl: map[string]Status{"A": Fail, "A/b": Fail, "A/c": Pass},
+		},
+		"a crash of both": {
+			up: map[string]Status{"A": Unfinished},
+			gl: map[string]Status{"A": Unfinished},
 		},
 		"an added test": {
 			up:   map[string]Status{},
@@ -76,10 +101,10 @@ func TestCandidates(t *testing.T) {
 	}
 }
 
-func TestImproved(t *testing.T) {
-	up := results(map[string]Status{"A": Fail, "A/b": Fail, "A/c": Pass, "D": Fail, "E": Skip})
-	gl := results(map[string]Status{"A": Pass, "A/b": Pass, "A/c": Pass, "D": Fail, "E": Pass, "F": Pass})
-	require.Equal(t, []string{"A/b"}, improved(up, gl))
+func TestOthers(t *testing.T) {
+	up := results(map[string]Status{"A": Fail, "A/b": Fail, "A/c": Pass, "D": Fail, "E": Skip, "G": Fail, "H": Unfinished, "I": Pass})
+	gl := results(map[string]Status{"A": Pass, "A/b": Pass, "A/c": Pass, "D": Fail, "E": Pass, "F": Pass, "G": Skip, "H": Pass, "I": Fail})
+	require.Equal(t, map[string]Verdict{"A/b": Improved, "G": Otherwise, "H": Improved}, others(up, gl))
 }
 
 func TestJudge(t *testing.T) {
@@ -103,6 +128,10 @@ func TestJudge(t *testing.T) {
 		"skipped and failed once":  {[]Status{Skip, Skip, Skip}, []Status{Fail, Skip, Pass}, Unsteady},
 		"skips":                    {[]Status{Pass, Pass}, []Status{Skip, Skip}, Regression},
 		"crashes":                  {[]Status{Pass, Pass}, []Status{Missing, Missing}, Regression},
+		"crashes where it fails":   {[]Status{Fail, Fail, Fail}, []Status{Unfinished, Unfinished, Unfinished}, Regression},
+		"crashed where it fails":   {[]Status{Fail, Fail, Fail}, []Status{Missing, Fail, Fail}, Unsteady},
+		"upstream's run crashed":   {[]Status{Unfinished, Pass, Pass}, []Status{Fail, Fail, Fail}, Regression},
+		"fails after that crash":   {[]Status{Missing, Fail, Fail}, []Status{Fail, Fail, Fail}, Unsteady},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, tc.want, judge(tc.up, tc.gl))
@@ -142,9 +171,75 @@ func TestParse(t *testing.T) {
 }
 
 func TestAgain(t *testing.T) {
-	require.Equal(t, `^TestA$/^b\(c\)\|d$/^worker=oci$|^TestB$`, again([]string{
+	require.Equal(t, []string{`^TestB$`, `^TestA$/^b\(c\)\|d$/^worker=oci$`, `^TestB$`, `^TestA$/^b\(c\)\|d$/^worker=oci$`}, again([]string{
 		"TestB/x", "TestA/b(c)|d/worker=oci/netmode=host/1", "TestB/y", "TestA/b(c)|d/worker=oci",
 	}))
+}
+
+// A test that ends its process must not decide about the others.
+func TestAgainCrash(t *testing.T) {
+	dir := t.TempDir()
+	for name, src := range map[string]string{
+		"go.mod": "module m\n",
+		"p/p_test.go": `package p
+import "testing"
+func TestA(t *testing.T) { t.Run("b", func(*testing.T) {}) }
+func TestB(t *testing.T) { panic("no") }
+func TestC(t *testing.T) { t.Fatal("C fails") }
+func TestD(*testing.T) {}
+`,
+	} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(src), 0o600))
+	}
+	r := &runner{dir: t.TempDir(), Options: Options{
+		Trees:    [2]*assemble.Tree{{Dir: dir}, {Dir: dir}},
+		Worker:   "oci",
+		Timeout:  time.Minute,
+		Progress: t.Logf,
+	}}
+	p := testPackage{name: "p"}
+	bin := filepath.Join(r.dir, "p.test")
+	require.NoError(t, p.compile(t.Context(), r.Trees[Graphload], bin))
+	rs, _, err := r.again(t.Context(), p, Graphload, bin, []string{"TestA/b", "TestB", "TestC", "TestD"})
+	require.NoError(t, err)
+	statuses := map[string]Status{}
+	for name, result := range rs {
+		statuses[name] = result.Status
+	}
+	require.Equal(t, map[string]Status{"TestA": Pass, "TestA/b": Pass, "TestB": Unfinished, "TestC": Fail, "TestD": Pass}, statuses)
+	require.Contains(t, rs["TestB"].Output, "panic: no")
+	require.Contains(t, rs["TestC"].Output, "C fails")
+}
+
+// Nothing of an earlier run is left to be taken for a run that fails.
+func TestNotComplete(t *testing.T) {
+	bin := t.TempDir()
+	opt := Options{
+		Trees:  [2]*assemble.Tree{{}, {}},
+		Bin:    [2]string{bin, bin},
+		Suites: []string{"client", "solver"}, Run: "TestA", Worker: "oci", Race: true, Shard: 1, Shards: 2,
+		Output: t.TempDir(), Progress: t.Logf,
+	}
+	_, err := Run(t.Context(), opt)
+	require.ErrorContains(t, err, "no buildkitd to test, build it first")
+	require.NoFileExists(t, filepath.Join(opt.Output, "conformance.md"))
+
+	for _, name := range []string{"buildkitd", "buildctl"} {
+		require.NoError(t, os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\necho $0 version 1\n"), 0o755)) //nolint:gosec // it is a program
+	}
+	r, err := newReport(t.Context(), opt)
+	require.NoError(t, err)
+	require.NoError(t, r.Write(opt.Output))
+	read := func(name string) string {
+		dt, err := os.ReadFile(filepath.Join(opt.Output, name))
+		require.NoError(t, err)
+		return string(dt)
+	}
+	require.Contains(t, read("conformance.md"), "client, solver; tests TestA; part 1 of 2; race detector. `"+bin+"/buildkitd version 1`")
+	require.Contains(t, read("conformance.md"), "**Not complete.**")
+	require.Contains(t, read("conformance.json"), `"complete": false`)
+	require.Contains(t, read("conformance.xml"), `<testsuite name="conformance" tests="1" failures="1"`)
 }
 
 func TestChangedPackages(t *testing.T) {
@@ -313,7 +408,7 @@ func TestVoid(t *testing.T) {
 			crashed: [2]bool{true, true},
 			want:    "client: the test process did not come to its end with either",
 		},
-		"a crash of one": { // what it left out is tried again
+		"a crash of one": { // what it left out is tried again, see TestCandidates
 			up:      map[string]Status{sandbox: Pass},
 			gl:      map[string]Status{sandbox: Pass},
 			crashed: [2]bool{false, true},
@@ -341,12 +436,15 @@ func TestVoid(t *testing.T) {
 			require.Len(t, r.Void, 1)
 			require.Contains(t, r.Void[0], tc.want)
 			require.Contains(t, r.Markdown(), "**Void.** "+tc.want)
+			junit, err := r.junit()
+			require.NoError(t, err)
+			require.Contains(t, html.UnescapeString(string(junit)), `<failure message="`+tc.want)
 		})
 	}
 }
 
 func TestReport(t *testing.T) {
-	r := &Report{Version: "v0.34.2", Worker: "oci"}
+	r := &Report{Version: "v0.34.2", Worker: "oci", Complete: true}
 	r.add(&packageResult{
 		testPackage: testPackage{name: "solver", suite: "solver", changed: true},
 		results: [2]Results{
@@ -368,9 +466,11 @@ func TestReport(t *testing.T) {
 	})
 	r.judge(false)
 	require.Empty(t, r.Void)
+	r.add(&packageResult{testPackage: testPackage{name: "solver/broken", suite: "solver", changed: true}, broken: errors.New("failed to compile")})
+	require.Equal(t, []string{"failed to compile"}, r.Void)
 	require.Len(t, r.Regressions(), 1)
 	require.Equal(t, &SuiteCount{
-		Name: "solver", Packages: 2, Same: 1,
+		Name: "solver", Packages: 3, Same: 1,
 		Upstream: Counts{Pass: 3, Fail: 1, Skip: 1}, Graphload: Counts{Pass: 3, Fail: 1, Skip: 1},
 		UpstreamSeconds: 61, GraphloadSeconds: 62.5,
 	}, r.suite("solver"))
@@ -379,7 +479,7 @@ func TestReport(t *testing.T) {
 	require.NoError(t, r.Write(dir))
 	md, err := os.ReadFile(filepath.Join(dir, "conformance.md"))
 	require.NoError(t, err)
-	require.Contains(t, string(md), "| solver | 2 | 3 | 1 | 1 | 1m1s | 3 | 1 | 1 | 1m3s | 1 |\n")
+	require.Contains(t, string(md), "| solver | 3 | 3 | 1 | 1 | 1m1s | 3 | 1 | 1 | 1m3s | 1 |\n")
 	require.Contains(t, string(md), "| solver A/b | pass pass | fail fail | regression |\n")
 	dt, err := os.ReadFile(filepath.Join(dir, "conformance.json"))
 	require.NoError(t, err)

@@ -202,7 +202,7 @@ func (p testPackage) compile(ctx context.Context, tree *assemble.Tree, out strin
 	if _, err := os.Stat(p.dir(tree)); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-buildvcs=false", "-o", out, "./"+p.name)
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, "./"+p.name)
 	cmd.Dir = tree.Dir
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	var buf bytes.Buffer

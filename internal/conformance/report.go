@@ -1,10 +1,12 @@
 package conformance
 
 import (
+	"context"
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,8 +17,14 @@ import (
 
 // Report is what came out of a run.
 type Report struct {
-	Version     string        `json:"version"`
-	Worker      string        `json:"worker"`
+	Version string `json:"version"`
+	Worker  string `json:"worker"`
+	// Selection is what was asked for: suites, tests, shard
+	Selection string    `json:"selection"`
+	Daemons   [2]string `json:"daemons"` // what they say is their version
+	Started   time.Time `json:"started"`
+	// Complete tells that the run has come to its end
+	Complete    bool          `json:"complete"`
 	Suites      []*SuiteCount `json:"suites"`
 	Differences []Difference  `json:"differences"`
 	Races       Races         `json:"races"`
@@ -54,8 +62,28 @@ func (c Counts) String() string {
 	return fmt.Sprintf("%d pass, %d fail, %d skip", c.Pass, c.Fail, c.Skip)
 }
 
-func newReport(opt Options) *Report {
-	return &Report{Version: opt.Trees[Graphload].Version, Worker: opt.Worker}
+func newReport(ctx context.Context, opt Options) (*Report, error) {
+	r := &Report{
+		Version: opt.Trees[Graphload].Version, Worker: opt.Worker, Started: time.Now().UTC().Truncate(time.Second),
+		Selection: strings.Join(opt.Suites, ", "),
+	}
+	if opt.Run != "" {
+		r.Selection += "; tests " + opt.Run
+	}
+	if opt.Shards > 1 {
+		r.Selection += fmt.Sprintf("; part %d of %d", opt.Shard, opt.Shards)
+	}
+	if opt.Race {
+		r.Selection += "; race detector"
+	}
+	for i, bin := range opt.Bin {
+		dt, err := exec.CommandContext(ctx, filepath.Join(bin, "buildkitd"), "--version").Output()
+		if err != nil {
+			return nil, errors.Wrapf(err, "failed to ask %s for its version", filepath.Join(bin, "buildkitd"))
+		}
+		r.Daemons[i] = strings.TrimSpace(string(dt))
+	}
+	return r, nil
 }
 
 // suite returns the counts of a suite, which are zero when nothing was added.
@@ -73,6 +101,10 @@ func (r *Report) suite(name string) *SuiteCount {
 func (r *Report) add(res *packageResult) {
 	s := r.suite(res.suite)
 	s.Packages++
+	if res.broken != nil {
+		r.Void = append(r.Void, res.broken.Error())
+		return
+	}
 	if !res.changed && !res.daemons {
 		s.Same++
 	}
@@ -174,6 +206,10 @@ func (r *Report) Write(dir string) error {
 func (r *Report) Markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# BuildKit %s, %s worker\n\n", r.Version, r.Worker)
+	fmt.Fprintf(&b, "%s: %s. `%s` and `%s`.\n\n", r.Started.Format(time.RFC3339), r.Selection, r.Daemons[Upstream], r.Daemons[Graphload])
+	if !r.Complete {
+		fmt.Fprint(&b, "**Not complete.** The run has not come to its end: what is missing was not compared.\n\n")
+	}
 	for _, v := range r.Void {
 		fmt.Fprintf(&b, "**Void.** %s\n\n", v)
 	}
@@ -250,8 +286,9 @@ type junitMessage struct {
 	Text    string `xml:",chardata"`
 }
 
-// junit has a failure for each regression. A test that does not pass on
-// upstream's daemon either is skipped.
+// junit has a failure for each regression, new race and reason why the run is
+// void or not complete. A test that does not pass on upstream's daemon either is
+// skipped.
 func (r *Report) junit() ([]byte, error) {
 	regressions := map[[2]string]Difference{}
 	for _, d := range r.Regressions() {
@@ -294,6 +331,18 @@ func (r *Report) junit() ([]byte, error) {
 		if _, ok := regressions[[2]string{d.Package, d.Test}]; ok && d.Verdict == Regression {
 			add(d.Package, junitCase{Class: d.Package, Name: d.Test, Failure: failure(d)})
 		}
+	}
+	whole := func(name, text string) {
+		add("conformance", junitCase{Class: "conformance", Name: name, Failure: &junitMessage{Message: text, Text: strings.ToValidUTF8(text, "?")}})
+	}
+	for _, v := range r.Void {
+		whole("void", v)
+	}
+	for _, race := range r.Races.New {
+		whole("race: "+race.Place, race.Report)
+	}
+	if !r.Complete {
+		whole("complete", "the run has not come to its end")
 	}
 	dt, err := xml.MarshalIndent(out, "", "  ")
 	if err != nil {

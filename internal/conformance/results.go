@@ -26,9 +26,9 @@ const (
 	Missing Status = "missing"
 )
 
-// failed tells if a test was to pass and did not.
-func (s Status) failed() bool {
-	return s == Fail || s == Unfinished || s == Missing
+// ended tells if a test came to its end.
+func (s Status) ended() bool {
+	return s != Unfinished && s != Missing
 }
 
 // Results are the tests of one package, in one run, by their name.
@@ -139,7 +139,7 @@ func (rs Results) harness(functions []string) Counts {
 			continue
 		}
 		function, _, _ := strings.Cut(test, "/")
-		if strings.Contains(test, "/worker=") || r.Status.failed() && slices.Contains(functions, function) {
+		if strings.Contains(test, "/worker=") || (r.Status == Fail || r.Status == Unfinished) && slices.Contains(functions, function) {
 			c.add(r.Status)
 		}
 	}
@@ -151,14 +151,19 @@ func parents(all ...Results) map[string]struct{} {
 	m := map[string]struct{}{}
 	for _, rs := range all {
 		for test := range rs {
-			for i, r := range test {
-				if r == '/' {
-					m[test[:i]] = struct{}{}
-				}
-			}
+			addParents(m, test)
 		}
 	}
 	return m
+}
+
+// addParents adds the tests that a test is below.
+func addParents(m map[string]struct{}, test string) {
+	for i, r := range test {
+		if r == '/' {
+			m[test[:i]] = struct{}{}
+		}
+	}
 }
 
 // Counts are numbers of tests that have no others below.
@@ -208,20 +213,19 @@ func names(all ...Results) []string {
 	return slices.Sorted(maps.Keys(m))
 }
 
-// again returns the argument of -test.run that runs these tests in the order and
+// again returns the arguments of -test.run that run these tests in the order and
 // with the neighbours of the first run: a test function, or with the harness one
-// of its tests, as a whole.
-func again(tests []string) string {
-	var patterns []string
-	for _, test := range tests {
+// of its tests, as a whole. Several tests can have the same.
+func again(tests []string) []string {
+	patterns := make([]string, len(tests))
+	for i, test := range tests {
 		parts := strings.Split(test, "/")
 		n := slices.IndexFunc(parts, func(p string) bool { return strings.HasPrefix(p, "worker=") })
 		parts = parts[:max(n, 0)+1]
 		for j, p := range parts {
 			parts[j] = "^" + regexp.QuoteMeta(p) + "$"
 		}
-		patterns = append(patterns, strings.Join(parts, "/"))
+		patterns[i] = strings.Join(parts, "/")
 	}
-	slices.Sort(patterns)
-	return strings.Join(slices.Compact(patterns), "|")
+	return patterns
 }

@@ -11,6 +11,7 @@ package conformance
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,6 +40,7 @@ type Options struct {
 	Registry string    // the registry binary
 	Suites   []string
 	Run      string // -test.run
+	Race     bool   // the daemons have the race detector
 	Worker   string // the only one that is used
 	Retries  int
 	Shard    int // from 1, of Shards
@@ -86,7 +88,13 @@ func Run(ctx context.Context, opt Options) (_ *Report, retErr error) {
 	}
 	defer m.close()
 
-	report := newReport(opt)
+	report, err := newReport(ctx, opt)
+	if err != nil {
+		return nil, err
+	}
+	if err := report.Write(opt.Output); err != nil { // instead of that of an earlier run
+		return nil, err
+	}
 	changes := newChanges(opt.Trees[Graphload])
 	for i, p := range pkgs {
 		if r.inShard(i, p) {
@@ -108,6 +116,7 @@ func Run(ctx context.Context, opt Options) (_ *Report, retErr error) {
 		}
 	}
 	report.judge(opt.Shards > 1)
+	report.Complete = true
 	return report, report.Write(opt.Output)
 }
 
@@ -137,6 +146,9 @@ func (r *runner) link(flavor int, src string) error {
 	if src == r.Registry {
 		name = "registry"
 	}
+	if _, err := os.Stat(src); err != nil {
+		return errors.Wrapf(err, "no %s to test, build it first", name)
+	}
 	if err := os.MkdirAll(r.path(flavor), 0o755); err != nil {
 		return errors.WithStack(err)
 	}
@@ -151,6 +163,7 @@ type packageResult struct {
 	finished    [2]bool   // these ran all their tests
 	took        [2]time.Duration
 	differences []Difference
+	broken      error // they do not compile
 }
 
 // compare runs the tests of a package with both, and again those that differ.
@@ -168,7 +181,11 @@ func (r *runner) compare(ctx context.Context, p testPackage) (*packageResult, er
 		}
 		bin[i] = filepath.Join(r.dir, fmt.Sprintf("%d.test", i))
 		if err := p.compile(ctx, r.Trees[i], bin[i]); err != nil {
-			return nil, err
+			if ctx.Err() != nil {
+				return nil, err
+			}
+			r.Progress("%s", err)
+			return &packageResult{testPackage: p, broken: err}, nil
 		}
 		if _, err := os.Stat(bin[i]); err != nil {
 			bin[i] = "" // this tree has no such package, or no tests in it
@@ -193,12 +210,20 @@ func (r *runner) compare(ctx context.Context, p testPackage) (*packageResult, er
 			res.finished[i] = res.finished[i] && pr.finished
 		}
 		res.took[i] = time.Since(start)
-		name := fmt.Sprintf("%s-%s.log", strings.ReplaceAll(p.name, "/", "_"), flavorNames[i])
-		if err := writeLog(filepath.Join(r.Output, "logs", name), res.results[i], res.output[i]); err != nil {
+		if err := writeLog(r.log(p, i, 0), res.results[i], res.output[i]); err != nil {
 			return nil, err
 		}
 	}
 	return res, r.retry(ctx, res, bin)
+}
+
+// log is the file for what a package has printed, the n-th time after the first.
+func (r *runner) log(p testPackage, flavor, n int) string {
+	name := strings.ReplaceAll(p.name, "/", "_") + "-" + flavorNames[flavor]
+	if n > 0 {
+		name += fmt.Sprintf("-again%d", n)
+	}
+	return filepath.Join(r.Output, "logs", name+".log")
 }
 
 // Workers are those that the tests of the harness can be run with.
@@ -255,9 +280,11 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 		}
 		r.Progress("%s: trying %d tests again (%d/%d)", res.name, len(tests), n+1, r.Retries)
 		for flavor := range bin {
-			args := []string{"-test.run=" + again(tests), "-test.skip=.*/.*/" + r.otherWorkers()}
-			pr, err := r.test(ctx, res.testPackage, flavor, bin[flavor], args)
+			results, output, err := r.again(ctx, res.testPackage, flavor, bin[flavor], tests)
 			if err != nil {
+				return err
+			}
+			if err := writeLog(r.log(res.testPackage, flavor, n+1), results, output); err != nil {
 				return err
 			}
 			for i, test := range tests {
@@ -265,21 +292,62 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 				if flavor == Graphload {
 					list = &diffs[i].Graphload
 				}
-				*list = append(*list, pr.results.status(test))
+				*list = append(*list, results.status(test))
 			}
 		}
 	}
 	for i := range diffs {
 		diffs[i].Verdict = judge(diffs[i].Upstream, diffs[i].Graphload)
 	}
-	for _, test := range improved(up, gl) {
+	verdicts := others(up, gl)
+	for _, test := range slices.Sorted(maps.Keys(verdicts)) {
 		diffs = append(diffs, Difference{
-			Package: res.name, Test: test, Verdict: Improved,
+			Package: res.name, Test: test, Verdict: verdicts[test],
 			Upstream: []Status{up.status(test)}, Graphload: []Status{gl.status(test)},
 		})
 	}
 	res.differences = diffs
 	return nil
+}
+
+// again runs tests once more. One that ends its process takes others with it:
+// those that did not come to their end then run in a process each.
+func (r *runner) again(ctx context.Context, p testPackage, flavor int, bin string, tests []string) (Results, string, error) {
+	patterns := again(tests)
+	run := func(pattern string) (*processResult, error) {
+		return r.test(ctx, p, flavor, bin, []string{"-test.run=" + pattern, "-test.skip=.*/.*/" + r.otherWorkers()})
+	}
+	all := slices.Compact(slices.Sorted(slices.Values(patterns)))
+	pr, err := run(strings.Join(all, "|"))
+	if err != nil {
+		return nil, "", err
+	}
+	results, output := pr.results, pr.output
+	if pr.finished || len(all) == 1 {
+		return results, output, nil
+	}
+	for _, pattern := range all {
+		var left []string
+		for i, test := range tests {
+			if patterns[i] == pattern && !results.status(test).ended() {
+				left = append(left, test)
+			}
+		}
+		if len(left) == 0 {
+			continue
+		}
+		alone, err := run(pattern)
+		if err != nil {
+			return nil, "", err
+		}
+		for _, test := range left {
+			if result, ok := alone.results[test]; ok {
+				results[test] = result
+			}
+		}
+		output += alone.output
+	}
+	return results, output, nil
 }
 
 // processResult is what came out of one process.
