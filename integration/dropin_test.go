@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -28,10 +29,13 @@ import (
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/buildid"
+	"github.com/moby/buildkit/client/llb"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/solver/pb"
-	"github.com/moby/buildkit/util/apicaps"
+	apicapspb "github.com/moby/buildkit/util/apicaps/pb"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -40,8 +44,8 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 )
 
-// addedCaps are what a client can see of the change.
-var addedCaps = []apicaps.CapID{"gateway.solve.load"}
+// addedCap is what a client can see of the change.
+const addedCap = "gateway.solve.load"
 
 // addedDebug are the answers of debug handlers that upstream does not have.
 var addedDebug = map[string]string{
@@ -73,12 +77,10 @@ func TestDropIn(t *testing.T) {
 	})
 	t.Run("capabilities", func(t *testing.T) {
 		want, got := capabilities(t, up), capabilities(t, gl)
-		for _, id := range addedCaps {
-			require.NotContains(t, want, string(id))
-			require.Contains(t, got, string(id))
-			delete(got, string(id))
-		}
-		require.Equal(t, want, got)
+		require.NotContains(t, want, addedCap)
+		require.Contains(t, got[addedCap], "enabled true, deprecated false")
+		delete(got, addedCap)
+		requireSame(t, want, got)
 	})
 }
 
@@ -105,6 +107,7 @@ func versionOf(t *testing.T, bin string) []string {
 var (
 	logTime    = regexp.MustCompile(`time="[^"]*"`)
 	sourceLine = regexp.MustCompile(`\.go:\d+`) // seams move what follows them
+	workerID   = regexp.MustCompile(`\\"[a-z0-9]{25}\\"`)
 )
 
 // normalize replaces what names the binary or the run.
@@ -119,97 +122,182 @@ func normalize(t *testing.T, bin, out string, temporary ...string) string {
 	for _, s := range append(temporary, filepath.Dir(bin)) {
 		out = strings.ReplaceAll(out, s, "<folder>")
 	}
-	return sourceLine.ReplaceAllString(logTime.ReplaceAllString(out, "time=<time>"), ".go")
+	out = workerID.ReplaceAllString(logTime.ReplaceAllString(out, "time=<time>"), "<worker>")
+	return sourceLine.ReplaceAllString(out, ".go")
 }
 
 func testDropInHelp(t *testing.T) {
 	for _, name := range []string{"buildkitd", "buildctl"} {
-		var help []string
+		var all []map[string]string
 		for _, flavor := range testbed.Flavors {
 			bin, err := testbed.Binary(flavor, name)
 			require.NoError(t, err)
-			dt, err := exec.CommandContext(t.Context(), bin, "--help").Output()
-			require.NoError(t, err)
-			help = append(help, normalize(t, bin, string(dt)))
+			all = append(all, help(t, bin))
 		}
-		require.Contains(t, help[0], "USAGE")
-		require.Equal(t, help[0], help[1], name)
+		require.Contains(t, all[0][""], "USAGE")
+		requireSame(t, all[0], all[1])
+		if name == "buildctl" {
+			require.Contains(t, all[0]["debug histories"], "list build records")
+		}
 	}
+}
+
+// helpCommands are the lines of a help text that name commands.
+var helpCommands = regexp.MustCompile(`(?m)^COMMANDS:\n((?:   .*\n)+)`)
+
+// help returns the help texts of a binary and of the commands that they name.
+func help(t *testing.T, bin string, command ...string) map[string]string {
+	t.Helper()
+	dt, err := exec.CommandContext(t.Context(), bin, append(command, "--help")...).Output()
+	require.NoError(t, err)
+	out := map[string]string{strings.Join(command, " "): normalize(t, bin, string(dt))}
+	if m := helpCommands.FindSubmatch(dt); m != nil {
+		for line := range strings.Lines(string(m[1])) {
+			sub := strings.Trim(strings.Fields(line)[0], ",")
+			if sub != "help" {
+				maps.Copy(out, help(t, bin, append(slices.Clone(command), sub)...))
+			}
+		}
+	}
+	return out
 }
 
 // testDropInConfigKeys compares the fields of buildkitd.toml, with their types
 // and tags, in the sources that the binaries are built from.
 func testDropInConfigKeys(t *testing.T) {
+	pristine, ours := sources(t)
+	want := configKeys(t, pristine, "cmd/buildkitd/config")
+	for _, key := range []string{
+		"cmd/buildkitd/config: GRPCConfig.DebugAddress string `toml:\"debugAddress\"`",
+		"util/resolver/config: RegistryConfig.Insecure *bool `toml:\"insecure\"`",
+	} {
+		require.Contains(t, want, key)
+	}
+	require.Equal(t, want, configKeys(t, ours, "cmd/buildkitd/config"))
+}
+
+// source returns the files of Go code, without the tests, in a folder of a tree.
+type source func(dir string) map[string][]byte
+
+// sources returns upstream's tree and ours.
+func sources(t *testing.T) (pristine, ours source) {
+	t.Helper()
 	bin, err := testbed.Binary(testbed.Upstream, "buildkitd")
 	require.NoError(t, err)
 	root, err := upstream.Root()
 	require.NoError(t, err)
 	tree, err := assemble.Plan(t.Context(), assemble.Options{Root: root, Version: versionOf(t, bin)[2]})
 	require.NoError(t, err)
-
-	const dir = "cmd/buildkitd/config"
-	pristine, ours := map[string][]byte{}, map[string][]byte{}
-	entries, err := os.ReadDir(filepath.Join(tree.Upstream.Dir, dir))
-	require.NoError(t, err)
-	for _, e := range entries {
-		pristine[e.Name()], err = os.ReadFile(filepath.Join(tree.Upstream.Dir, dir, e.Name()))
+	code := func(name string) bool { return strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go") }
+	pristine = func(dir string) map[string][]byte {
+		files := map[string][]byte{}
+		names, err := filepath.Glob(filepath.Join(tree.Upstream.Dir, dir, "*"))
 		require.NoError(t, err)
-	}
-	maps.Copy(ours, pristine)
-	for rel, dt := range tree.Changed {
-		if path.Dir(rel) == dir {
-			ours[path.Base(rel)] = dt
+		for _, name := range names {
+			if code(name) {
+				files[filepath.Base(name)], err = os.ReadFile(name)
+				require.NoError(t, err)
+			}
 		}
+		return files
 	}
-	for _, rel := range tree.Added {
-		if path.Dir(rel) == dir {
-			ours[path.Base(rel)], err = os.ReadFile(filepath.Join(root, rel))
-			require.NoError(t, err)
+	return pristine, func(dir string) map[string][]byte {
+		files := pristine(dir)
+		for rel, dt := range tree.Changed {
+			if path.Dir(rel) == dir && code(rel) {
+				files[path.Base(rel)] = dt
+			}
 		}
+		for _, rel := range tree.Added {
+			if path.Dir(rel) == dir && code(rel) {
+				files[path.Base(rel)], err = os.ReadFile(filepath.Join(root, rel))
+				require.NoError(t, err)
+			}
+		}
+		return files
 	}
-	want := configKeys(t, pristine)
-	require.Contains(t, want, "GRPCConfig.DebugAddress string `toml:\"debugAddress\"`")
-	require.Equal(t, want, configKeys(t, ours))
 }
 
-func configKeys(t *testing.T, files map[string][]byte) (keys []string) {
+// configKeys returns the fields of the structs in a package, and in those of
+// BuildKit that their types come from.
+func configKeys(t *testing.T, src source, pkg string) []string {
 	t.Helper()
 	fset := token.NewFileSet()
-	for name, dt := range files {
-		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
-			continue
+	keys, seen := map[string]struct{}{}, map[string]struct{}{}
+	var add func(pkg string)
+	add = func(pkg string) {
+		if _, ok := seen[pkg]; ok {
+			return
 		}
-		f, err := parser.ParseFile(fset, name, dt, parser.SkipObjectResolution)
-		require.NoError(t, err)
-		ast.Inspect(f, func(n ast.Node) bool {
-			spec, ok := n.(*ast.TypeSpec)
-			if !ok {
-				return true
-			}
-			st, ok := spec.Type.(*ast.StructType)
-			if !ok {
-				return true
-			}
-			for _, field := range st.Fields.List {
-				var typ bytes.Buffer
-				require.NoError(t, printer.Fprint(&typ, fset, field.Type))
-				tag := ""
-				if field.Tag != nil {
-					tag = field.Tag.Value
+		seen[pkg] = struct{}{}
+		for name, dt := range src(pkg) {
+			f, err := parser.ParseFile(fset, name, dt, parser.SkipObjectResolution)
+			require.NoError(t, err)
+			imports := map[string]string{}
+			for _, imp := range f.Imports {
+				importPath, err := strconv.Unquote(imp.Path.Value)
+				require.NoError(t, err)
+				local := path.Base(importPath)
+				if imp.Name != nil {
+					local = imp.Name.Name
 				}
-				for _, id := range append(field.Names, nil)[:max(1, len(field.Names))] {
-					key := spec.Name.Name
-					if id != nil {
-						key += "." + id.Name
+				imports[local] = importPath
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				spec, ok := n.(*ast.TypeSpec)
+				if !ok {
+					return true
+				}
+				ast.Inspect(spec.Type, func(n ast.Node) bool {
+					sel, ok := n.(*ast.SelectorExpr)
+					if !ok {
+						return true
 					}
-					keys = append(keys, strings.TrimSpace(key+" "+typ.String()+" "+tag))
+					if x, ok := sel.X.(*ast.Ident); ok {
+						if dir, ok := strings.CutPrefix(imports[x.Name], upstream.Module+"/"); ok {
+							add(dir)
+						}
+					}
+					return false
+				})
+				for _, key := range fields(t, fset, spec) {
+					keys[pkg+": "+key] = struct{}{}
 				}
-			}
-			return true
-		})
+				return true
+			})
+		}
 	}
-	slices.Sort(keys)
-	return keys
+	add(pkg)
+	return slices.Sorted(maps.Keys(keys))
+}
+
+// fields returns the fields of a struct with their types and tags, and any other
+// type as it is.
+func fields(t *testing.T, fset *token.FileSet, spec *ast.TypeSpec) (out []string) {
+	t.Helper()
+	print := func(n ast.Node) string {
+		var b bytes.Buffer
+		require.NoError(t, printer.Fprint(&b, fset, n))
+		return b.String()
+	}
+	st, ok := spec.Type.(*ast.StructType)
+	if !ok {
+		return []string{spec.Name.Name + " " + print(spec.Type)}
+	}
+	for _, field := range st.Fields.List {
+		tag := ""
+		if field.Tag != nil {
+			tag = field.Tag.Value
+		}
+		for _, id := range append(field.Names, nil)[:max(1, len(field.Names))] {
+			key := spec.Name.Name
+			if id != nil {
+				key += "." + id.Name
+			}
+			out = append(out, strings.TrimSpace(key+" "+print(field.Type)+" "+tag))
+		}
+	}
+	return out
 }
 
 func testDropInExitCodes(t *testing.T) {
@@ -218,6 +306,9 @@ func testDropInExitCodes(t *testing.T) {
 		require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
 		return name
 	}
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
 	for _, tc := range []struct {
 		name string
 		args []string
@@ -230,6 +321,10 @@ func testDropInExitCodes(t *testing.T) {
 		{"unknown key", []string{"--config", write("nosuchkey = 1\n[worker.oci]\nenabled = false\n[worker.containerd]\nenabled = false\n")}, 1},
 		{"no worker", []string{"--oci-worker=false", "--containerd-worker=false"}, 1},
 		{"address without scheme", []string{"--addr", "nothing"}, 1},
+		{"address in use", []string{"--addr", "tcp://" + taken.Addr().String()}, 1},
+		{"unknown entitlement", []string{"--allow-insecure-entitlement", "no.such", "--containerd-worker=false", "--oci-worker-net=host"}, 1},
+		{"unreadable certificate", []string{"--tlscert", "/no/such/cert", "--tlskey", "/no/such/key"}, 1},
+		{"unknown network", []string{"--oci-worker-net=nosuch", "--containerd-worker=false"}, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var outs []string
@@ -255,6 +350,33 @@ func testDropInExitCodes(t *testing.T) {
 				outs = append(outs, normalize(t, bin, string(dt), dir))
 			}
 			require.Equal(t, outs[0], withoutStartLine(outs[1]))
+		})
+	}
+	for _, tc := range []struct {
+		name string
+		args []string
+		code int
+	}{
+		{"buildctl without a command", nil, 0},
+		{"buildctl with an unknown command", []string{"nosuch"}, 3},
+		{"buildctl with an unknown flag", []string{"build", "--nosuch"}, 1},
+		{"buildctl without a daemon", []string{"--addr", "unix:///no/such/socket", "--timeout", "1", "debug", "workers"}, 1},
+		{"buildctl with a wrong output", []string{"build", "--frontend", "dockerfile.v0", "--output", "nothing"}, 1},
+		{"buildctl with a secret that is not there", []string{"build", "--frontend", "dockerfile.v0", "--secret", "id=a,src=/no/such/file"}, 1},
+		{"buildctl with input that is no LLB", []string{"debug", "dump-llb", "/dev/null"}, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var outs []string
+			for _, flavor := range testbed.Flavors {
+				bin, err := testbed.Binary(flavor, "buildctl")
+				require.NoError(t, err)
+				cmd := exec.CommandContext(t.Context(), bin, tc.args...)
+				cmd.WaitDelay = 10 * time.Second
+				dt, _ := cmd.CombinedOutput()
+				require.Equal(t, tc.code, cmd.ProcessState.ExitCode(), "%s: %s", flavor, dt)
+				outs = append(outs, normalize(t, bin, string(dt)))
+			}
+			require.Equal(t, outs[0], outs[1])
 		})
 	}
 }
@@ -323,7 +445,12 @@ func testDropInStop(t *testing.T) {
 				require.Contains(t, string(dt), "could not lock", "%s", flavor)
 
 				require.NoError(t, first.Process.Signal(sig))
+				late := time.AfterFunc(30*time.Second, func() {
+					t.Errorf("%s did not end within 30 s of %s", flavor, sig)
+					first.Process.Kill()
+				})
 				first.Wait()
+				late.Stop()
 				codes = append(codes, fmt.Sprintf("second %d, first %d", second.ProcessState.ExitCode(), first.ProcessState.ExitCode()))
 			}
 			require.Equal(t, codes[0], codes[1])
@@ -332,12 +459,14 @@ func testDropInStop(t *testing.T) {
 }
 
 // testDropInDefaults compares what the default configuration makes of a worker:
-// snapshotter, network, platforms, devices and when garbage is collected.
+// snapshotter, network, platforms, devices and when garbage is collected, of the
+// socket, and of what builds ask for: frontends and entitlements.
 func testDropInDefaults(t *testing.T) {
 	var found []map[string]string
 	for _, flavor := range testbed.Flavors {
 		cmd, addr := plainDaemon(t, flavor, t.TempDir(), "s")
-		infos, err := startPlain(t, cmd, addr).ListWorkers(t.Context())
+		c := startPlain(t, cmd, addr)
+		infos, err := c.ListWorkers(t.Context())
 		require.NoError(t, err)
 		require.Len(t, infos, 1, "%s", flavor)
 		w := infos[0]
@@ -350,9 +479,30 @@ func testDropInDefaults(t *testing.T) {
 		for k, v := range w.Labels {
 			out["label "+k] = v
 		}
+		info, err := os.Stat(strings.TrimPrefix(addr, "unix://"))
+		require.NoError(t, err)
+		stat := info.Sys().(*syscall.Stat_t)
+		out["socket"] = fmt.Sprintf("%s %d:%d", info.Mode(), stat.Uid, stat.Gid)
+		for _, frontend := range []string{"dockerfile.v0", "gateway.v0", "nosuch.v0"} {
+			_, err := c.Solve(t.Context(), nil, client.SolveOpt{Frontend: frontend}, nil)
+			out["frontend "+frontend] = fmt.Sprint(err)
+		}
+		for _, e := range []string{"", "network.host", "security.insecure", "device"} {
+			opt := client.SolveOpt{}
+			if e != "" {
+				opt.AllowedEntitlements = []string{e}
+			}
+			def, err := llb.Scratch().File(llb.Mkfile("/f", 0o600, nil)).Marshal(t.Context())
+			require.NoError(t, err)
+			_, err = c.Solve(t.Context(), def, opt, nil)
+			out["entitlement "+e] = fmt.Sprint(err)
+		}
 		found = append(found, out)
 	}
 	require.Contains(t, found[0], "label org.mobyproject.buildkit.worker.snapshotter")
+	require.Contains(t, found[0]["frontend nosuch.v0"], "invalid frontend")
+	require.Equal(t, "<nil>", found[0]["entitlement "])
+	require.Contains(t, found[0]["entitlement network.host"], "not allowed")
 	requireSame(t, found[0], found[1])
 }
 
@@ -391,12 +541,10 @@ var (
 	metricName   = regexp.MustCompile(`(?m)^# TYPE (\S+ \S+)$`)
 )
 
-// debugPatterns returns the patterns that a package gives to Handle and
+// debugPatterns returns the patterns that the daemon gives to Handle and
 // HandleFunc, with the constants that they are made of.
-func debugPatterns(t *testing.T, dir string) (patterns []string) {
+func debugPatterns(t *testing.T, src source) (patterns []string) {
 	t.Helper()
-	names, err := filepath.Glob(filepath.Join(dir, "*.go"))
-	require.NoError(t, err)
 	fset, consts := token.NewFileSet(), map[string]string{}
 	// value is that of a literal, a constant or their sum
 	var value func(e ast.Expr) (string, bool)
@@ -415,11 +563,9 @@ func debugPatterns(t *testing.T, dir string) (patterns []string) {
 		}
 		return "", false
 	}
-	for _, name := range names {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		f, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+	files := src("cmd/buildkitd")
+	for _, name := range slices.Sorted(maps.Keys(files)) { // constants before their use, as upstream names its files
+		f, err := parser.ParseFile(fset, name, files[name], parser.SkipObjectResolution)
 		require.NoError(t, err)
 		ast.Inspect(f, func(n ast.Node) bool {
 			switch n := n.(type) {
@@ -453,18 +599,13 @@ func debugClient(t *testing.T, d *testbed.Daemon) *http.Client {
 	return hc
 }
 
-// debugEndpoints asks all debug handlers that the source of upstream names, and
-// the one that is added.
+// debugEndpoints asks all debug handlers that upstream's source or ours names.
 func debugEndpoints(t *testing.T, d *testbed.Daemon) map[string]string {
-	bin, err := testbed.Binary(testbed.Upstream, "buildkitd")
-	require.NoError(t, err)
-	root, err := upstream.Root()
-	require.NoError(t, err)
-	tree, err := assemble.Plan(t.Context(), assemble.Options{Root: root, Version: versionOf(t, bin)[2]})
-	require.NoError(t, err)
-	patterns := debugPatterns(t, filepath.Join(tree.Upstream.Dir, "cmd/buildkitd"))
+	pristine, ours := sources(t)
+	patterns := debugPatterns(t, pristine)
 	require.Contains(t, patterns, "/metrics")
 	require.Contains(t, patterns, "GET /debug/flight/trace")
+	require.ElementsMatch(t, append(patterns, "GET /debug/graph"), debugPatterns(t, ours))
 
 	hc := debugClient(t, d)
 	out := map[string]string{}
@@ -494,6 +635,11 @@ func debugEndpoints(t *testing.T, d *testbed.Daemon) map[string]string {
 		}
 		answer, body := ask(method, url)
 		out[method+" "+url] = answer
+		if url == "/debug/vars" {
+			var vars map[string]any
+			require.NoError(t, json.Unmarshal([]byte(body), &vars))
+			out["vars"] = fmt.Sprint(slices.Sorted(maps.Keys(vars)))
+		}
 		if url == "/metrics" {
 			for _, m := range metricName.FindAllStringSubmatch(body, -1) {
 				out["metric "+m[1]] = ""
@@ -512,29 +658,32 @@ func debugEndpoints(t *testing.T, d *testbed.Daemon) map[string]string {
 	return out
 }
 
-// capabilities returns which of all capabilities that this client knows the
-// daemon has.
+// capabilities returns what the daemon tells a client about each of its
+// capabilities, known to this client or not.
 func capabilities(t *testing.T, d *testbed.Daemon) map[string]string {
+	conn, err := grpc.NewClient(d.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	defer conn.Close()
+	describe := func(c *apicapspb.APICap) string {
+		return fmt.Sprintf("enabled %t, deprecated %t, %q, %q, %q", c.Enabled, c.Deprecated, c.DisabledReason, c.DisabledReasonMsg, c.DisabledAlternative)
+	}
 	out := map[string]string{}
-	_, err := newClient(t, d).Build(t.Context(), client.SolveOpt{}, "", func(_ context.Context, gc gateway.Client) (*gateway.Result, error) {
-		opts := gc.BuildOpts()
-		for _, c := range gatewaypb.Caps.All() {
-			if opts.Caps.Contains(apicaps.CapID(c.ID)) {
-				out[c.ID] = ""
-			}
+	ref := identity.NewID()
+	_, err = newClient(t, d).Build(t.Context(), client.SolveOpt{Ref: ref}, "", func(ctx context.Context, _ gateway.Client) (*gateway.Result, error) {
+		pong, err := gatewaypb.NewLLBBridgeClient(conn).Ping(buildid.AppendToOutgoingContext(ctx, ref), &gatewaypb.PingRequest{})
+		if err != nil {
+			return nil, err
 		}
-		for _, c := range pb.Caps.All() {
-			if opts.LLBCaps.Contains(apicaps.CapID(c.ID)) {
-				out["llb "+c.ID] = ""
-			}
+		for _, c := range pong.FrontendAPICaps {
+			out[c.ID] = describe(c)
 		}
-		for _, id := range addedCaps {
-			if opts.Caps.Contains(id) {
-				out[string(id)] = ""
-			}
+		for _, c := range pong.LLBCaps {
+			out["llb "+c.ID] = describe(c)
 		}
 		return gateway.NewResult(), nil
 	}, nil)
 	require.NoError(t, err)
+	require.Contains(t, out, string(gatewaypb.CapSolveBase))
+	require.Contains(t, out, "llb "+string(pb.CapExecMetaBase))
 	return out
 }
