@@ -44,7 +44,7 @@ releases:
 	$(GRAPHLOAD) releases $(ARGS)
 
 series:
-	$(GRAPHLOAD) patch --series build/series --check $(if $(UPSTREAM),,--all-releases) $(ARGS)
+	$(GRAPHLOAD) patch --series --check $(if $(UPSTREAM),,--all-releases) $(ARGS)
 
 integration:
 	$(GRAPHLOAD) integration

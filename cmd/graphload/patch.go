@@ -18,11 +18,12 @@ import (
 
 func patchCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "patch",
-		Usage: "write the change as a diff that git apply takes on an upstream checkout, or as a series for git am",
+		Name:      "patch",
+		Usage:     "write the change as a diff that git apply takes on an upstream checkout, or as a series for git am",
+		ArgsUsage: "[DIR]",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "file to write (default: standard output)"},
-			&cli.StringFlag{Name: "series", Usage: "folder for a series of commits, instead of one diff"},
+			&cli.BoolFlag{Name: "series", Usage: "write a series of commits into DIR (default: build/series), instead of one diff"},
 			&cli.BoolFlag{Name: "check", Usage: "with --series: build every commit and test its packages"},
 			&cli.BoolFlag{Name: "all-releases", Usage: "with --series: one series for each release of the seam list, in a folder of its own"},
 		},
@@ -31,14 +32,19 @@ func patchCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			dir, out, all := cmd.String("series"), cmd.String("output"), cmd.Bool("all-releases")
+			serial, dir, out, all := cmd.Bool("series"), cmd.Args().First(), cmd.String("output"), cmd.Bool("all-releases")
 			switch {
-			case dir != "" && out != "":
-				return errors.New("--series and --output exclude each other")
-			case dir == "" && (cmd.Bool("check") || all):
-				return errors.New("--check and --all-releases are for --series")
+			case serial && out != "":
+				return errors.New("--series and --output exclude each other: name the folder behind the flags")
+			case !serial && (cmd.Bool("check") || all || dir != ""):
+				return errors.New("--check, --all-releases and a folder are for --series")
+			case cmd.Args().Len() > 1:
+				return errors.Errorf("one folder is enough, not %q", cmd.Args().Slice())
 			case all && cmd.Root().String("upstream") != "":
 				return errors.New("--all-releases and --upstream exclude each other")
+			}
+			if dir == "" {
+				dir = filepath.Join(opt.Root, "build", "series")
 			}
 			if all {
 				versions, err := servedReleases(opt.Root)
@@ -53,7 +59,7 @@ func patchCommand() *cli.Command {
 				}
 				return nil
 			}
-			if dir != "" {
+			if serial {
 				return patchSeries(ctx, opt, dir, cmd.Bool("check"))
 			}
 			t, err := assemble.Plan(ctx, opt)
