@@ -100,9 +100,14 @@ func (b *Builder) Output(ctx context.Context, dir string, env []string, args ...
 
 // Bake runs buildx bake on a bake file, in its folder.
 func (b *Builder) Bake(ctx context.Context, file string, env []string, args ...string) error {
-	args = append([]string{"bake", "--file", filepath.Base(file), "--progress", "plain"}, args...)
-	_, err := b.Output(ctx, filepath.Dir(file), env, args...)
+	_, err := b.BakeLog(ctx, file, env, args...)
 	return err
+}
+
+// BakeLog is Bake, and returns the plain progress.
+func (b *Builder) BakeLog(ctx context.Context, file string, env []string, args ...string) (string, error) {
+	args = append([]string{"bake", "--file", filepath.Base(file), "--progress", "plain"}, args...)
+	return b.Output(ctx, filepath.Dir(file), env, args...)
 }
 
 // Close removes the configuration, and what buildx has started.

@@ -36,7 +36,6 @@ type Loop struct {
 	since   string   // the first buildx that can run it
 	secrets []string // variables of the file, with fresh values in each run
 	ssh     bool
-	args    []string // of bake, --no-cache by default
 
 	// prepare starts what the loop needs besides, and writes more files.
 	prepare func(context.Context, *Project) error
@@ -49,6 +48,7 @@ type run struct {
 	values map[string]string // of secrets
 	env    []string          // with the secrets
 	out    string            // folder for what comes out, OUT in the environment
+	tag    string            // of what goes to a registry, RUN in the environment
 }
 
 // Loops are the bakes of the demo.
@@ -130,21 +130,21 @@ var Matrix = append(slices.Clip(Loops), []Loop{
 		About:   "no-cache on base with a secret, child chained on it",
 		file:    "secret",
 		secrets: []string{"TOKEN"},
-		args:    []string{"--set", "base.no-cache=true"},
+		run:     bakeAgain(map[string]bool{baseStep: false}, "--set", "base.no-cache=true"),
 	},
 	{
 		Name:    "nocache-child",
 		About:   "no-cache on the child that is chained on base with a secret",
 		file:    "secret",
 		secrets: []string{"TOKEN"},
-		args:    []string{"--set", "default.no-cache=true"},
+		run:     bakeAgain(map[string]bool{baseStep: true, childStep: false}, "--set", "default.no-cache=true"),
 	},
 	{
 		Name:    "nocache-both",
 		About:   "no-cache on base with a secret and on the child chained on it",
 		file:    "secret",
 		secrets: []string{"TOKEN"},
-		args:    []string{"--set", "base.no-cache=true", "--set", "default.no-cache=true"},
+		run:     bakeAgain(map[string]bool{baseStep: false, childStep: false}, "--set", "base.no-cache=true", "--set", "default.no-cache=true"),
 	},
 	{
 		Name:    "buildcontext",
@@ -235,7 +235,7 @@ func NewProject(ctx context.Context, l Loop) (_ *Project, retErr error) {
 			return nil, err
 		}
 	}
-	if l.run == nil {
+	if l.prepare == nil {
 		return p, p.writeFile(p.Loop.file+".hcl", "docker-bake.hcl")
 	}
 	return p, nil
@@ -265,7 +265,8 @@ func (p *Project) Run(ctx context.Context, b *Builder) error {
 		return err
 	}
 	defer os.RemoveAll(out)
-	r := run{values: map[string]string{}, env: slices.Concat(p.env, []string{"OUT=" + out}), out: out}
+	r := run{values: map[string]string{}, out: out, tag: strings.ToLower(rand.Text())}
+	r.env = slices.Concat(p.env, []string{"OUT=" + r.out, "RUN=" + r.tag})
 	for _, name := range p.secrets {
 		value := rand.Text()
 		sum := sha256.Sum256([]byte(value))
@@ -275,11 +276,7 @@ func (p *Project) Run(ctx context.Context, b *Builder) error {
 	if p.Loop.run != nil {
 		return p.Loop.run(ctx, p, b, r)
 	}
-	args := p.args
-	if args == nil {
-		args = []string{"--no-cache"}
-	}
-	return b.Bake(ctx, p.path("docker-bake.hcl"), r.env, args...)
+	return b.Bake(ctx, p.path("docker-bake.hcl"), r.env, "--no-cache")
 }
 
 // Close stops what was started and removes the files.

@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/pkg/errors"
 )
@@ -91,7 +93,71 @@ func bakeAndPrune(ctx context.Context, p *Project, b *Builder, r run) error {
 	if _, err := b.Output(ctx, p.dir, nil, "prune", "--all", "--force"); err != nil {
 		return err
 	}
-	return b.Bake(ctx, file, r.env)
+	log, err := b.BakeLog(ctx, file, r.env)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(log, "/run/secrets/token: OK") {
+		return errors.Errorf("the step of base ran again: %s", log)
+	}
+	return nil
+}
+
+// What the names of the steps of base and of its child contain, in the files that
+// have these targets.
+const (
+	baseStep  = "sha256sum -c /token.sha256"
+	childStep = "RUN cp /token.sha256 /child"
+)
+
+// bakeAgain bakes, and bakes again with other arguments and the same secret. Then
+// steps are in the cache, or not.
+func bakeAgain(cached map[string]bool, args ...string) func(context.Context, *Project, *Builder, run) error {
+	return func(ctx context.Context, p *Project, b *Builder, r run) error {
+		file := p.path("docker-bake.hcl")
+		if err := b.Bake(ctx, file, r.env); err != nil {
+			return err
+		}
+		log, err := b.BakeLog(ctx, file, r.env, args...)
+		if err != nil {
+			return err
+		}
+		return expectSteps(log, cached)
+	}
+}
+
+// stepLine is a line of plain progress: the number of a vertex, and what is said
+// of it.
+var stepLine = regexp.MustCompile(`(?m)^(#\d+) (.*)$`)
+
+// expectSteps tells, from plain progress, if steps with these names were in the
+// cache, or ran.
+func expectSteps(log string, cached map[string]bool) error {
+	names, hits := map[string]string{}, map[string]bool{}
+	for _, m := range stepLine.FindAllStringSubmatch(log, -1) {
+		if _, ok := names[m[1]]; !ok {
+			names[m[1]] = m[2]
+		}
+		if m[2] == "CACHED" {
+			hits[m[1]] = true
+		}
+	}
+	for step, want := range cached {
+		found := false
+		for number, name := range names {
+			if !strings.Contains(name, step) {
+				continue
+			}
+			found = true
+			if hits[number] != want {
+				return errors.Errorf("%s %s: cached is %t: %s", number, name, hits[number], log)
+			}
+		}
+		if !found {
+			return errors.Errorf("no step with %q: %s", step, log)
+		}
+	}
+	return nil
 }
 
 // bakeOutputs bakes targets with an output of every kind and looks at them.
@@ -106,6 +172,7 @@ func bakeOutputs(ctx context.Context, p *Project, b *Builder, r run) error {
 		{"local/linux_amd64/child", "/run/secrets/token"},
 		{"local/linux_arm64/child", "/run/secrets/token"},
 		{"local/linux_amd64/provenance.json", predicate},
+		{"local/linux_amd64/provenance.json", `"llbDefinition"`}, // of mode=max
 		{"oci.tar", predicate},
 		{"docker.tar", "manifest.json"},
 	} {
@@ -121,7 +188,7 @@ func bakeOutputs(ctx context.Context, p *Project, b *Builder, r run) error {
 		}
 	}
 	for _, image := range []string{"image", "registry"} {
-		dt, err := p.registry.manifest(ctx, image)
+		dt, err := p.registry.manifest(ctx, image, r.tag)
 		if err != nil {
 			return err
 		}
@@ -132,10 +199,10 @@ func bakeOutputs(ctx context.Context, p *Project, b *Builder, r run) error {
 	return nil
 }
 
-// manifest returns the manifest or index of an image with tag latest, from a
-// registry that is open to anybody.
-func (r *Registry) manifest(ctx context.Context, image string) ([]byte, error) {
-	url := "http://" + r.Host + "/v2/" + image + "/manifests/latest"
+// manifest returns the manifest or index of an image, from a registry that is open
+// to anybody.
+func (r *Registry) manifest(ctx context.Context, image, tag string) ([]byte, error) {
+	url := "http://" + r.Host + "/v2/" + image + "/manifests/" + tag
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, errors.WithStack(err)

@@ -3,6 +3,7 @@
 
 variable "TOKEN" {}
 variable "REGISTRY" {}
+variable "RUN" {}
 
 target "default" {
   contexts  = { base = "target:base" }
@@ -19,8 +20,8 @@ target "base" {
   args       = { TOKEN_SHA256 = sha256(TOKEN) }
   secret     = ["id=token,env=TOKEN"]
   platforms  = ["linux/amd64", "linux/arm64"]
-  cache-from = ["type=registry,ref=${REGISTRY}/cache"]
-  cache-to   = ["type=registry,ref=${REGISTRY}/cache,mode=max"]
+  cache-from = ["type=registry,ref=${REGISTRY}/cache:${RUN}"]
+  cache-to   = ["type=registry,ref=${REGISTRY}/cache:${RUN},mode=max"]
   output     = ["type=cacheonly"]
 
   dockerfile-inline = <<EOT

@@ -4,6 +4,7 @@
 
 variable "TOKEN" {}
 variable "REGISTRY" {}
+variable "RUN" {}
 variable "OUT" {}
 
 group "default" {
@@ -23,12 +24,12 @@ target "chained" {
 
 target "image" {
   inherits = ["chained"]
-  output   = ["type=image,push=true,name=${REGISTRY}/image:latest"]
+  output   = ["type=image,push=true,name=${REGISTRY}/image:${RUN}"]
 }
 
 target "registry" {
   inherits = ["chained"]
-  output   = ["type=registry,name=${REGISTRY}/registry:latest"]
+  output   = ["type=registry,name=${REGISTRY}/registry:${RUN}"]
 }
 
 target "oci" {
