@@ -58,21 +58,25 @@ func TestCredentials(t *testing.T) {
 		name  string
 		base  peer
 		state llb.State
+		err   string // without the credentials
 	}{
 		{
 			name:  "git token",
 			base:  peer{secrets: map[string]string{"GIT_AUTH_TOKEN": token}},
 			state: sh(bed.root, `test "$(cat /src/file)" = content`, llb.AddMount("/src", llb.Git(git.URL, "main"))),
+			err:   "could not read Username",
 		},
 		{
 			name:  "http token",
 			base:  peer{secrets: map[string]string{"HTTP_AUTH_TOKEN_127.0.0.1": token}},
 			state: sh(bed.root, `test "$(cat /src/file)" = content`, llb.AddMount("/src", llb.HTTP(web.URL+"/file", llb.Filename("file")))),
+			err:   "status 401",
 		},
 		{
 			name:  "registry login",
 			base:  peer{attach: []session.Attachable{login}},
 			state: sh(llb.Image(image, llb.ResolveModeForcePull), "true"),
+			err:   "401 Unauthorized",
 		},
 	} {
 		for _, child := range []peer{
@@ -84,16 +88,30 @@ func TestCredentials(t *testing.T) {
 				tc.base.name, tc.base.locals, child.locals = "base", bed.locals, bed.locals
 				require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
 				evaluate := func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(tc.state, "true")) }
-				require.Error(t, child.run(t.Context(), bed.client, evaluate), "the child has no credentials")
-				require.NoError(t, tc.base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
-					ref, err := b.solve(ctx, tc.state)
-					if err != nil {
+				require.ErrorContains(t, child.run(t.Context(), bed.client, evaluate), tc.err, "the child has no credentials")
+				withBase := func(ctx context.Context) error {
+					return tc.base.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
+						ref, err := b.solve(ctx, tc.state)
+						if err != nil {
+							return err
+						}
+						if err := child.run(ctx, bed.client, evaluate); err != nil {
+							return err
+						}
+						return ref.Evaluate(ctx)
+					})
+				}
+				require.NoError(t, withBase(t.Context()))
+
+				// the same when a build that has none was there before base
+				require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
+				unrelated := child
+				unrelated.name = "unrelated"
+				require.NoError(t, unrelated.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+					if _, err := b.solve(ctx, tc.state); err != nil {
 						return err
 					}
-					if err := child.run(ctx, bed.client, evaluate); err != nil {
-						return err
-					}
-					return ref.Evaluate(ctx)
+					return withBase(ctx)
 				}))
 			})
 		}

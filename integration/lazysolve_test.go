@@ -286,7 +286,12 @@ func TestEvaluatedBy(t *testing.T) {
 			return st.Path, nil
 		}),
 		"Evaluate": read(func(ctx context.Context, ref gateway.Reference) (string, error) {
-			return "base", ref.Evaluate(ctx)
+			if err := ref.Evaluate(ctx); err != nil {
+				return "", err
+			}
+			// what is read has been decided
+			dt, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/seen/base"})
+			return string(dt), err
 		}),
 		"NewContainer": func(ctx context.Context, p peer, st llb.State) (string, error) {
 			var out bytes.Buffer
@@ -385,50 +390,108 @@ func TestIsolation(t *testing.T) {
 				if _, err := b.solve(ctx, state); err != nil {
 					return err
 				}
-				err := thief.run(ctx, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, tc.step) })
-				require.ErrorContains(t, err, tc.err)
-				return nil
+				return thief.run(ctx, c, func(ctx context.Context, b peerBuild) error {
+					// it is not the step of base that fails
+					if err := b.evaluate(ctx, state); err != nil {
+						return err
+					}
+					require.ErrorContains(t, b.evaluate(ctx, tc.step), tc.err)
+					return nil
+				})
 			}))
 		})
 	}
 }
 
+// owned is a step that needs something, and the peer that has it.
+type owned struct {
+	name  string
+	base  peer
+	state llb.State
+	err   string // when nobody has it
+	asked string // what is added to err after two builds were asked
+}
+
+// owned are what only the session of base has. The steps are new ones.
+func (bed *randomBed) owned(t *testing.T) []owned {
+	t.Helper()
+	agent, err := testbed.StartSSHAgent(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, agent.Close()) })
+	private := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(private, "note"), []byte("from base"), 0o600))
+	secret, withAgent := peer{secrets: map[string]string{"token": "base"}, locals: bed.locals}, peer{agent: agent.Socket, locals: bed.locals}
+	const readSecret, findAgent = `test "$(cat /run/secrets/token)" = base`, `test -S "$SSH_AUTH_SOCK"`
+	return []owned{
+		{name: "secret", base: secret, state: sh(bed.root, readSecret, secretFile("token")), err: "secret token: not found", asked: " (2 builds were asked, none offered it)"},
+		{name: "optional secret", base: secret, state: sh(bed.root, readSecret, secretFile("token", llb.SecretOptional)), err: "exit code: 1"},
+		{name: "agent", base: withAgent, state: sh(bed.root, findAgent, llb.AddSSHSocket(llb.SSHID("default"))), err: `no SSH key "default" forwarded`},
+		{name: "optional agent", base: withAgent, state: sh(bed.root, findAgent, llb.AddSSHSocket(llb.SSHID("default"), llb.SSHOptional)), err: "exit code: 1"},
+		{
+			name: "local files", base: peer{locals: map[string]string{"rootfs": bed.locals["rootfs"], "private": private}},
+			state: sh(bed.root, `test "$(cat /src/note)" = "from base"`, llb.AddMount("/src", llb.Local("private"), llb.Readonly)),
+			err:   "private",
+		},
+	}
+}
+
 // TestOwnerGone has a child that evaluates when the build of base has ended.
 func TestOwnerGone(t *testing.T) {
-	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
-	c := newClient(t, d)
-	dir := t.TempDir()
-	require.NoError(t, testbed.WriteRootfs(dir))
-	locals := map[string]string{"rootfs": dir}
-	root := llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/"))
-	state := sh(root, "true", secretFile("token"))
+	bed := newRandomBed(t, subject())
+	for _, n := range bed.owned(t) {
+		t.Run(n.name, func(t *testing.T) {
+			n.base.name = "base"
+			require.NoError(t, n.base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+				_, err := b.solve(ctx, n.state)
+				return err
+			}))
+			child := peer{name: "child", secrets: map[string]string{}, locals: bed.locals}
+			evaluate := func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, n.state) }
+			fails := func(ctx context.Context, msg string) {
+				start := time.Now()
+				require.ErrorContains(t, child.run(ctx, bed.client, evaluate), msg)
+				require.Less(t, time.Since(start), 10*time.Second)
+			}
+			fails(t.Context(), n.err)
 
-	base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: locals}
-	require.NoError(t, base.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
-		_, err := b.solve(ctx, state)
-		return err
-	}))
-	child := peer{name: "child", secrets: map[string]string{}, locals: locals}
-	evaluate := func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }
-	start := time.Now()
-	require.ErrorContains(t, child.run(t.Context(), c, evaluate), "secret token: not found")
-	require.Less(t, time.Since(start), 10*time.Second)
+			// a build that only solved the same steps and offers nothing changes nothing
+			nothing := peer{name: "nothing", locals: bed.locals}
+			require.NoError(t, nothing.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+				if _, err := b.solve(ctx, n.state); err != nil {
+					return err
+				}
+				fails(ctx, n.err+n.asked)
+				return n.base.run(ctx, bed.client, evaluate)
+			}), "the failure of the child must not be given to base")
+		})
+	}
+}
 
-	// a build that only solved the same steps and offers nothing changes nothing
-	nothing := peer{name: "nothing", locals: locals}
-	require.NoError(t, nothing.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
-		if _, err := b.solve(ctx, state); err != nil {
-			return err
-		}
-		err := child.run(ctx, c, evaluate)
-		require.ErrorContains(t, err, "secret token: not found (2 builds were asked, none offered it)")
-		return base.run(ctx, c, evaluate)
-	}), "the failure of the child must not be given to base")
+// TestUnrelatedOwner has a build that solves the steps of base before base does,
+// and offers nothing.
+func TestUnrelatedOwner(t *testing.T) {
+	bed := newRandomBed(t, subject())
+	for _, n := range bed.owned(t) {
+		t.Run(n.name, func(t *testing.T) {
+			n.base.name = "base"
+			unrelated, child := peer{name: "unrelated", locals: bed.locals}, peer{name: "child", locals: bed.locals}
+			require.NoError(t, unrelated.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+				if _, err := b.solve(ctx, n.state); err != nil {
+					return err
+				}
+				return n.base.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
+					if _, err := b.solve(ctx, n.state); err != nil {
+						return err
+					}
+					return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(n.state, "true")) })
+				})
+			}))
+		})
+	}
 }
 
 // TestSilentOwner stops the client of base. A step that the child can serve
-// goes on when the health check of the session of base has given up, and what
-// only base has is reported missing.
+// goes on when the health check of the session of base has given up.
 func TestSilentOwner(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for a health check")
@@ -459,7 +522,11 @@ func TestSilentOwner(t *testing.T) {
 		}
 		return err
 	})
-	<-solved
+	select {
+	case <-solved:
+	case <-time.After(faultTimeout):
+		require.Fail(t, "base did not solve")
+	}
 	proxy.stop()
 	start := time.Now()
 	require.NoError(t, child.run(t.Context(), c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }))

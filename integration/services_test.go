@@ -89,6 +89,7 @@ func TestGitServer(t *testing.T) {
 	require.NoError(t, err, out)
 	out, err = build(t, b, dockerfile, nil, "--output", "type=cacheonly")
 	require.Error(t, err, out)
+	require.Contains(t, out, "could not read Username")
 }
 
 func TestHTTPServer(t *testing.T) {

@@ -21,7 +21,7 @@ import (
 
 // clientTests are the tests of a Go client in which the test decides the order
 // of evaluation, and which can run on either daemon.
-const clientTests = "^(TestChildFirst|TestOrders|TestEvaluatedBy|TestIsolation|TestCredentials|TestOwnerGone)$"
+const clientTests = "^(TestChildFirst|TestOrders|TestEvaluatedBy|TestIsolation|TestCredentials|TestOwnerGone|TestUnrelatedOwner)$"
 
 // goClient is how the table calls their client.
 const goClient = "Go client"
