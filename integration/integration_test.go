@@ -11,6 +11,7 @@ import (
 
 	"github.com/graphload/graphload/integration/testbed"
 	"github.com/moby/buildkit/client"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -45,7 +46,7 @@ func newDaemon(t *testing.T, opt testbed.DaemonOptions) *testbed.Daemon {
 			t.Logf("end of the log of the %s daemon:\n%s", d.Flavor, d.LogTail(60))
 			if dir := os.Getenv(testbed.LogsEnv); dir != "" {
 				name := strings.ReplaceAll(t.Name(), "/", "-") + "-" + string(d.Flavor) + ".log"
-				require.NoError(t, d.SaveLog(filepath.Join(dir, name)))
+				assert.NoError(t, d.SaveLog(filepath.Join(dir, name)))
 			}
 		}
 		require.NoError(t, d.Close())

@@ -130,9 +130,25 @@ func startClient(t *testing.T, b processBuild) *clientProcess {
 // expect waits for a line of the client.
 func (p *clientProcess) expect(t *testing.T, line string) {
 	t.Helper()
-	got, err := p.out.ReadString('\n')
-	require.NoError(t, err)
-	require.Equal(t, line, strings.TrimSpace(got))
+	read := make(chan string, 1)
+	go func() {
+		got, _ := p.out.ReadString('\n')
+		read <- got
+	}()
+	require.Equal(t, line, strings.TrimSpace(receive(t, read)))
+}
+
+// end ends the build of the client, waits until it has ended, and returns what it
+// said.
+func (p *clientProcess) end(t *testing.T) string {
+	t.Helper()
+	require.NoError(t, p.stdin.Close())
+	line := make(chan string, 1)
+	go func() {
+		dt, _ := io.ReadAll(p.out)
+		line <- string(dt)
+	}()
+	return receive(t, line)
 }
 
 func (p *clientProcess) signal(t *testing.T, sig syscall.Signal) {
