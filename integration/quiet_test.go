@@ -23,7 +23,10 @@ import (
 
 // ordinaryBuild is what a client and others get to see of a build.
 type ordinaryBuild struct {
-	Vertices   []string // names, sorted
+	Vertices   []string // names, sorted, with what was cached and the logs
+	Again      []string // the same of a second build
+	Sequence   []string // names of the steps in the order of their ends, if one needs the other
+	Err        string
 	Image      string   // digest without attestations
 	Provenance []string // by platform, without times and names of the run
 	Steps      []int32  // completed, cached and all, in the history
@@ -38,13 +41,15 @@ func TestQuietBuilds(t *testing.T) {
 	for _, tc := range []struct {
 		name, dockerfile string
 		attrs            map[string]string
+		sequence         bool
 	}{
-		{name: "single stage", dockerfile: rootfs + "RUN echo one > /one\nRUN echo two > /two\n"},
+		{name: "single stage", dockerfile: rootfs + "RUN echo one > /one\nRUN echo two\nRUN echo three >&2\n", sequence: true},
+		{name: "failure", dockerfile: rootfs + "RUN echo one\nRUN echo two; exit 3\nRUN echo three\n", sequence: true},
 		{name: "stages", dockerfile: rootfs + "FROM rootfs AS a\nRUN echo a > /a\nFROM rootfs AS b\nRUN echo b > /b\nFROM a\nCOPY --from=b /b /b\nRUN cat /a /b > /c\n"},
 		{name: "platforms", dockerfile: rootfs + "ARG TARGETARCH\nRUN echo $TARGETARCH > /arch\n", attrs: map[string]string{"platform": "linux/amd64,linux/arm64"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			requireQuiet(t, tc.dockerfile, tc.attrs)
+			requireQuiet(t, tc.dockerfile, tc.attrs, tc.sequence)
 		})
 	}
 	t.Run("frontend in an image", func(t *testing.T) {
@@ -56,13 +61,13 @@ func TestQuietBuilds(t *testing.T) {
 		t.Cleanup(func() { require.NoError(t, registry.Close()) })
 		image := registry.Host + "/dockerfile:latest"
 		pushFrontend(t, image)
-		requireQuiet(t, "# syntax="+image+"\n"+rootfs+"ARG TARGETARCH\nRUN echo $TARGETARCH > /arch\n", map[string]string{"platform": "linux/amd64,linux/arm64"})
+		requireQuiet(t, "# syntax="+image+"\n"+rootfs+"ARG TARGETARCH\nRUN echo $TARGETARCH > /arch\n", map[string]string{"platform": "linux/amd64,linux/arm64"}, false)
 	})
 }
 
 // requireQuiet builds a Dockerfile on both daemons and compares all that can be
 // seen of it.
-func requireQuiet(t *testing.T, dockerfile string, attrs map[string]string) {
+func requireQuiet(t *testing.T, dockerfile string, attrs map[string]string, sequence bool) {
 	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(filepath.Join(dir, "rootfs")))
@@ -70,10 +75,20 @@ func requireQuiet(t *testing.T, dockerfile string, attrs map[string]string) {
 	results := map[testbed.Flavor]ordinaryBuild{}
 	for _, flavor := range testbed.Flavors {
 		d := newDaemon(t, testbed.DaemonOptions{Flavor: flavor})
-		results[flavor] = buildOrdinary(t, newClient(t, d), dir, attrs)
+		result := buildOrdinary(t, newClient(t, d), dir, attrs)
+		if !sequence {
+			result.Sequence = nil
+		}
+		results[flavor] = result
 	}
-	require.NotEmpty(t, results[testbed.Upstream].Image)
-	require.NotEmpty(t, results[testbed.Upstream].Provenance)
+	if up := results[testbed.Upstream]; up.Err == "" {
+		require.NotEmpty(t, up.Image)
+		require.NotEmpty(t, up.Provenance)
+		require.NotEqual(t, up.Vertices, up.Again, "the second build finds what the first has made")
+	} else {
+		require.Contains(t, up.Err, "exit code: 3")
+		require.Contains(t, up.Vertices, "[3/4] RUN echo two; exit 3: failed: two\n")
+	}
 	require.Equal(t, results[testbed.Upstream], results[testbed.Graphload])
 }
 
@@ -115,16 +130,23 @@ func buildOrdinary(t *testing.T, c *client.Client, dir string, attrs map[string]
 			Output: func(map[string]string) (io.WriteCloser, error) { return &image, nil },
 		}}
 		status := make(chan *client.SolveStatus)
-		vertices := make(chan []string)
-		go func() { vertices <- vertexNames(status) }()
+		done := make(chan struct{})
+		var names, sequence []string
+		go func() {
+			defer close(done)
+			names, sequence = vertices(status)
+		}()
 		resp, err := c.Solve(t.Context(), nil, opt, status)
-		names := <-vertices
-		require.NoError(t, err)
+		<-done
+		if err != nil {
+			out.Vertices, out.Sequence, out.Err = names, sequence, err.Error()
+			return out
+		}
 		if !provenance {
-			out.Image = resp.ExporterResponse["containerimage.digest"]
+			out.Again, out.Image = names, resp.ExporterResponse["containerimage.digest"]
 			continue
 		}
-		out.Vertices = names
+		out.Vertices, out.Sequence = names, sequence
 		out.Provenance = findProvenance(t, image.Bytes())
 		record := historyRecord(t, c, opt.Ref)
 		out.Steps = []int32{record.NumCompletedSteps, record.NumCachedSteps, record.NumTotalSteps}
@@ -140,22 +162,41 @@ func (b *buffer) Close() error {
 	return nil
 }
 
-// vertexNames returns the sorted names of the vertices that have run.
-func vertexNames(status <-chan *client.SolveStatus) []string {
-	seen := map[digest.Digest]bool{}
-	var names []string
+// vertices returns the names of the vertices that have run, with what became of them
+// and what they printed, sorted, and those that are steps of a stage in the order of
+// their ends.
+func vertices(status <-chan *client.SolveStatus) (names, sequence []string) {
+	seen, logs := map[digest.Digest]string{}, map[digest.Digest]string{}
 	for st := range status {
+		for _, l := range st.Logs {
+			logs[l.Vertex] += string(l.Data)
+		}
 		for _, v := range st.Vertexes {
-			if v.Completed == nil || seen[v.Digest] {
+			if _, ok := seen[v.Digest]; ok || v.Completed == nil {
 				continue
 			}
-			seen[v.Digest] = true
 			// what platforms share has the name of the one that came first
-			names = append(names, strings.ReplaceAll(v.Name, "[linux/arm64 ", "[linux/amd64 "))
+			name := strings.ReplaceAll(v.Name, "[linux/arm64 ", "[linux/amd64 ")
+			if strings.HasPrefix(name, "[") && !strings.HasPrefix(name, "[internal]") {
+				sequence = append(sequence, name)
+			}
+			if v.Cached {
+				name += ": cached"
+			}
+			if v.Error != "" {
+				name += ": failed"
+			}
+			seen[v.Digest] = name
 		}
 	}
+	for dgst, name := range seen {
+		if strings.HasPrefix(name, "[") && logs[dgst] != "" {
+			name += ": " + logs[dgst]
+		}
+		names = append(names, name)
+	}
 	slices.Sort(names)
-	return names
+	return names, sequence
 }
 
 func historyRecord(t *testing.T, c *client.Client, ref string) *controlapi.BuildHistoryRecord {
