@@ -23,7 +23,7 @@ func integrationCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "loop", Usage: "only these loops, by name; the other rows of the table stay as they are"},
 			&cli.IntFlag{Name: "graphs", Value: 300, Usage: "random graphs"},
 			&cli.IntFlag{Name: "chains", Value: 200, Usage: "chains that are built at once"},
-			&cli.DurationFlag{Name: "duration", Value: time.Minute, Usage: "how long many clients build random graphs"},
+			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Usage: "how long many clients build random graphs"},
 			&cli.BoolFlag{Name: "table-only", Usage: "only what is in the table, without the other tests"},
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: filepath.Join("docs", "compatibility.md"), Usage: "file for the table, next to which one with .json is written"},
@@ -72,8 +72,8 @@ func soakCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "-run", "^(TestRandomGraphs|TestClients)$", "./integration",
-				"-graphs", fmt.Sprint(cmd.Int("graphs")), "-seed", fmt.Sprint(cmd.Uint64("seed")), "-duration", cmd.Duration("duration").String())
+			return goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "-run", "^(TestRandomGraphs|TestClients|TestChainsAtOnce)$", "./integration",
+				"-chains", "200", "-graphs", fmt.Sprint(cmd.Int("graphs")), "-seed", fmt.Sprint(cmd.Uint64("seed")), "-duration", cmd.Duration("duration").String())
 		},
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	stderrors "errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,13 +34,16 @@ type table struct {
 	runs     int
 	versions []string // of buildx
 	loops    []string // only these, all of them and the Go client for none
+	programs []string // versions of what takes part beside buildx
+	complete bool     // everything has run
 	rows     []tableRow
 }
 
 // tableFile is the table as JSON.
 type tableFile struct {
-	Date     string     `json:"date"`
 	Upstream string     `json:"upstream"`
+	Programs []string   `json:"programs"`
+	Complete bool       `json:"complete"`
 	Rows     []tableRow `json:"rows"`
 }
 
@@ -47,23 +51,30 @@ type tableFile struct {
 type tableRow struct {
 	Scenario string                 `json:"scenario"`
 	Client   string                 `json:"client"`
+	Date     string                 `json:"date"`
 	Runs     int                    `json:"runs"`
 	Passed   map[testbed.Flavor]int `json:"passed"`
 }
 
 // fill runs everything and writes the table after each part, so that nothing is
-// lost when it is interrupted. It fails when something failed on the daemon that
+// lost when it is interrupted; it says then that it is not complete. It fails when something failed on the daemon that
 // must not fail.
 func (t *table) fill(ctx context.Context, opt assemble.Options, path string) error {
 	loops := testbed.Matrix
+	var err error
 	if len(t.loops) > 0 {
-		var err error
 		if loops, err = testbed.FindLoops(t.loops); err != nil {
 			return err
 		}
 		if err := t.read(path); err != nil {
 			return err
 		}
+	}
+	if err := testbed.FetchDocker(ctx); err != nil {
+		return err
+	}
+	if t.programs, err = testbed.Programs(ctx); err != nil {
+		return err
 	}
 	d := &demo{runs: t.runs, loops: loops, versions: t.versions, flavors: testbed.Flavors, cells: map[cell]*figures{}, together: true}
 	d.done = func(loop testbed.Loop) error {
@@ -84,7 +95,8 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 	}
 	failed := []error{d.report()}
 	if len(t.loops) > 0 {
-		return failed[0]
+		t.complete = true
+		return stderrors.Join(append(failed, t.write(path))...)
 	}
 
 	passed := map[string]map[testbed.Flavor]int{}
@@ -105,16 +117,19 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 		}
 	}
 	for _, name := range names {
+		fmt.Printf("%s: upstream %d/%d, graphload %d/%d\n", name, passed[name][testbed.Upstream], t.runs, passed[name][testbed.Graphload], t.runs)
 		t.set(tableRow{Scenario: name, Client: goClient, Runs: t.runs, Passed: passed[name]})
 		if n := passed[name][testbed.Graphload]; n < t.runs {
 			failed = append(failed, errors.Errorf("%s passed %d of %d", name, n, t.runs))
 		}
 	}
+	t.complete = true
 	return stderrors.Join(append(failed, t.write(path))...)
 }
 
 // runClientTests runs the tests of the Go client on a daemon, and calls ended
-// for each end of a test that has no others below.
+// for each end of a test that has no others below. One that is skipped did not
+// pass.
 func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, runs int, ended func(name string, pass bool)) error {
 	cmd := gomod.Command(ctx, dir, "test", "-buildvcs=false", "-json", "-timeout", "0", "-count", fmt.Sprint(runs), "-run", clientTests,
 		"./integration", "-flavor", string(flavor))
@@ -145,7 +160,7 @@ func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, runs
 			}
 		case "output":
 			log.WriteString(ev.Output)
-		case "pass", "fail":
+		case "pass", "fail", "skip":
 			if ev.Test == "" || above[ev.Test] {
 				break
 			}
@@ -169,8 +184,9 @@ func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, runs
 	return nil
 }
 
-// set adds a row, or replaces it.
+// set adds a row of today, or replaces it.
 func (t *table) set(row tableRow) {
+	row.Date = t.date.Format(time.DateOnly)
 	for i, r := range t.rows {
 		if r.Scenario == row.Scenario && r.Client == row.Client {
 			t.rows[i] = row
@@ -205,7 +221,7 @@ func (t *table) read(path string) error {
 
 // write writes the table as Markdown, and as JSON next to it.
 func (t *table) write(path string) error {
-	dt, err := json.MarshalIndent(tableFile{t.date.Format(time.DateOnly), t.version, t.rows}, "", "  ")
+	dt, err := json.MarshalIndent(tableFile{t.version, t.programs, t.complete, t.rows}, "", "  ")
 	if err != nil {
 		return errors.WithStack(err)
 	}
@@ -217,13 +233,24 @@ func (t *table) write(path string) error {
 
 func (t *table) markdown() string {
 	var sb strings.Builder
+	dates := map[string]struct{}{}
+	for _, row := range t.rows {
+		dates[row.Date] = struct{}{}
+	}
 	fmt.Fprintf(&sb, `# Compatibility
 
 Unmodified clients on upstream's BuildKit %s and on this one, on %s: %d runs of
-each, with both daemons at the same time on one machine. A cell has the runs
-that passed, on upstream's daemon → on this one. Written by
-%s, with the same figures as JSON next to it.
-`, t.version, t.date.Format(time.DateOnly), t.runs, "`graphload integration`")
+each, on one machine. buildx runs on both daemons at the same time, the Go client on
+one after the other. A cell has the runs that passed, on upstream's daemon → on this
+one. Written by %s, with the same figures as JSON next to it.
+
+`, t.version, strings.Join(slices.Sorted(maps.Keys(dates)), ", "), t.runs, "`graphload integration`")
+	for _, program := range t.programs {
+		fmt.Fprintf(&sb, "- %s\n", program)
+	}
+	if !t.complete {
+		sb.WriteString("\n**Not complete:** what is missing has not been run.\n")
+	}
 
 	byScenario := map[string]map[string]tableRow{}
 	var bakes, tests, versions []string

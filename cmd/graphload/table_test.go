@@ -23,11 +23,16 @@ func TestTable(t *testing.T) {
 	next := &table{version: "v1.2.3", runs: 3}
 	require.NoError(t, next.read(path))
 	require.Equal(t, tab.rows, next.rows)
+	require.Contains(t, next.markdown(), "**Not complete:**")
+	next.date, next.complete, next.programs = time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), true, []string{"runc version 1"}
 	next.set(row("buildx v0.9.0", 1, 3))
 	require.Len(t, next.rows, 3)
 	md := next.markdown()
 	require.Contains(t, md, "| scenario | v0.9.0 | v0.10.0 |\n|---|---|---|\n| a chain | 1 → 3 | 0 → 3 |\n")
 	require.Contains(t, md, "| TestOrders/x | 0 → 3 |\n")
+	require.Contains(t, md, "on 2026-01-02, 2026-01-03: 3 runs")
+	require.Contains(t, md, "\n- runc version 1\n")
+	require.NotContains(t, md, "Not complete")
 
 	other := &table{version: "v1.2.3", runs: 4}
 	require.ErrorContains(t, other.read(path), "has 3 runs with BuildKit v1.2.3, not 4 with v1.2.3: run all loops")

@@ -240,16 +240,18 @@ func buildWithContexts(ctx context.Context, p *Project, b *Builder, r run) error
 		"--build-context", "repo="+p.git.URL+"#main", "--build-context", "base=oci-layout://"+layout+":latest", "--build-arg", "TOKEN_SHA256")
 }
 
+const composeVersion = "v5.3.1"
+
 // ComposeBinary returns the path of an unmodified docker compose. It is built
 // when it is used for the first time, and kept in the cache folder of the user.
 func ComposeBinary(ctx context.Context) (string, error) {
 	return tool{
 		name:    "docker-compose",
 		module:  "github.com/docker/compose/v5",
-		version: "v5.3.1",
+		version: composeVersion,
 		sum:     "h1:rZiPwrtg1dBmVGcHiioLtzCS+TcvZq81zl0zs2BwtbE=",
 		pkg:     "./cmd",
-		ldflags: "-X github.com/docker/compose/v5/internal.Version=v5.3.1",
+		ldflags: "-X github.com/docker/compose/v5/internal.Version=" + composeVersion,
 	}.install(ctx)
 }
 

@@ -6,9 +6,11 @@
 package testbed
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
@@ -64,4 +66,33 @@ func Check() error {
 		}
 	}
 	return nil
+}
+
+// Programs returns the versions of what the loops run on, beside buildx. The Docker
+// engine must have been fetched.
+func Programs(ctx context.Context) ([]string, error) {
+	dir, err := dockerDir()
+	if err != nil {
+		return nil, err
+	}
+	programs := []string{"runc", filepath.Join(dir, "usr", "sbin", "dockerd")}
+	for _, flavor := range Flavors {
+		bin, err := Binary(flavor, "buildkitd")
+		if err != nil {
+			return nil, err
+		}
+		programs = append(programs, bin)
+	}
+	var versions []string
+	for _, name := range programs {
+		cmd := exec.CommandContext(ctx, name, "--version")
+		cmd.Env = append(os.Environ(), dockerEnv(dir)...)
+		dt, err := cmd.Output()
+		if err != nil {
+			return nil, errors.Wrapf(err, "%s --version", name)
+		}
+		first, _, _ := strings.Cut(string(dt), "\n")
+		versions = append(versions, strings.TrimSpace(first))
+	}
+	return append(versions, "docker compose "+composeVersion), nil
 }
