@@ -72,9 +72,22 @@ values, or the compatibility version of a vertex.
 Ask the sessions of a vertex in one order: owners by registration, jobs by
 start, parents. It was the order of a map.
 
+A failed state is not kept for an owner, whose step would be given an old
+error instead of being tried.
+
 Cancel the request of a build while the scheduler is not looking at its
 edge. An edge that saw it canceled half way through ended with "return
-leaving outgoing open", for the next build as well.`,
+leaving outgoing open", for the next build as well.
+
+Job.Evaluate builds an edge for a job that can be discarded meanwhile, as by
+a client that goes. The scheduler panicked, or added states that nobody
+released. Discard cancels the evaluation and keeps what it is building
+until it has returned, 15 seconds at most. Results that nobody may have got
+are released by Job.ReleaseLeft.
+
+A state kept the progress writer of each job that had built it, and one
+that failed cut off the progress of the others. A job that ends is
+disconnected.`,
 	},
 	{
 		Title:   "solver/mounts: ask all sessions for an optional SSH agent",
