@@ -38,7 +38,7 @@ clients:
 	$(GRAPHLOAD) clients
 
 conformance:
-	$(GRAPHLOAD) conformance $(if $(filter-out 0,$(RACE)),--race --suite client) $(ARGS)
+	$(GRAPHLOAD) conformance $(if $(filter-out 0,$(RACE)),--race $(if $(findstring --suite,$(ARGS)),,--suite client)) $(ARGS)
 
 releases:
 	$(GRAPHLOAD) releases $(ARGS)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -358,6 +359,9 @@ func testSolveEvaluateConcurrently(t *testing.T, sb integration.Sandbox) {
 	require.NoError(t, err)
 	defer c.Close()
 
+	if runtime.GOARCH != "amd64" {
+		t.Skip("needs four platforms that run on one machine")
+	}
 	const all = "linux/amd64,linux/amd64/v2,linux/amd64/v3,linux/386"
 	solve := func(cacheID, platforms, script string) error {
 		dockerfile := fmt.Sprintf("FROM busybox:latest\nARG TARGETPLATFORM\nRUN --mount=type=cache,id=%s,target=/shared,sharing=shared %s # %s\n", cacheID, script, identity.NewID())

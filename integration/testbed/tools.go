@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/seam"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/semver"
@@ -59,15 +61,27 @@ func Buildx(ctx context.Context, version string) (string, error) {
 	}.install(ctx)
 }
 
-// DockerfileFrontend returns the path of BuildKit's Dockerfile frontend, as it is
-// in an image for gateway.v0. It is built when it is used for the first time, and
+// DockerfileFrontend returns the path of the Dockerfile frontend of the BuildKit
+// that go.mod requires, as it is in an image for gateway.v0. It is built when it is used for the first time, and
 // kept in the cache folder of the user.
 func DockerfileFrontend(ctx context.Context) (string, error) {
+	root, err := upstream.Root()
+	if err != nil {
+		return "", err
+	}
+	version, err := upstream.DefaultVersion(root)
+	if err != nil {
+		return "", err
+	}
+	list, err := seam.Load(filepath.Join(root, assemble.SeamList))
+	if err != nil {
+		return "", err
+	}
 	return tool{
 		name:    "dockerfile-frontend",
-		module:  "github.com/moby/buildkit",
-		version: "v0.34.2",
-		sum:     "h1:fXgOe79JW5zJNDumRtwTemOklLX66otQokObUXuiGJo=",
+		module:  upstream.Module,
+		version: version,
+		sum:     list.Releases[version],
 		pkg:     "./frontend/dockerfile/cmd/dockerfile-frontend",
 	}.install(ctx)
 }
