@@ -339,7 +339,9 @@ func testDropInExitCodes(t *testing.T) {
 				if tc.name == "wrong value" {
 					args = []string{tc.args[0], "many"}
 				}
-				cmd := exec.CommandContext(t.Context(), bin, append([]string{"--root", filepath.Join(dir, "root"), "--otel-socket-path", filepath.Join(dir, "otel.sock")}, args...)...)
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // it might go on
+				defer cancel()
+				cmd := exec.CommandContext(ctx, bin, append([]string{"--root", filepath.Join(dir, "root"), "--otel-socket-path", filepath.Join(dir, "otel.sock")}, args...)...)
 				cmd.WaitDelay = 10 * time.Second
 				dt, err := cmd.CombinedOutput()
 				if err != nil {
@@ -370,7 +372,9 @@ func testDropInExitCodes(t *testing.T) {
 			for _, flavor := range testbed.Flavors {
 				bin, err := testbed.Binary(flavor, "buildctl")
 				require.NoError(t, err)
-				cmd := exec.CommandContext(t.Context(), bin, tc.args...)
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				cmd := exec.CommandContext(ctx, bin, tc.args...)
 				cmd.WaitDelay = 10 * time.Second
 				dt, _ := cmd.CombinedOutput()
 				require.Equal(t, tc.code, cmd.ProcessState.ExitCode(), "%s: %s", flavor, dt)

@@ -233,9 +233,6 @@ func TestClientFaults(t *testing.T) {
 	t.Run("solve canceled", func(t *testing.T) {
 		base, child, state := bed.chain(t.Name(), "true")
 		require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
-			seed := rand.Uint64()
-			t.Logf("seed %d", seed)
-			rnd := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // replayable
 			outcomes := map[bool]int{}
 			for range 100 {
 				// without a local source there is nothing but the load
@@ -244,7 +241,7 @@ func TestClientFaults(t *testing.T) {
 					st = st.File(llb.Mkdir("/"+identity.NewID(), 0o755))
 				}
 				canceled, cancel := context.WithCancel(ctx)
-				timer := time.AfterFunc(time.Duration(rnd.Int64N(int64(2*time.Millisecond))), cancel)
+				timer := time.AfterFunc(rand.N(2*time.Millisecond), cancel)
 				_, err := b.solve(canceled, st)
 				timer.Stop()
 				cancel()

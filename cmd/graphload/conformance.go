@@ -69,6 +69,9 @@ func conformanceCommand() *cli.Command {
 			if c.Output == "" {
 				c.Output = filepath.Join(opt.Root, "build", "conformance", conformanceName(opt.Version, c))
 			}
+			if err := conformance.Clear(c.Output); err != nil {
+				return err
+			}
 			if err := installMissing(ctx, pkgs); err != nil {
 				return err
 			}

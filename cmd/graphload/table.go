@@ -62,6 +62,12 @@ type tableRow struct {
 func (t *table) fill(ctx context.Context, opt assemble.Options, path string) error {
 	loops := testbed.Matrix
 	var err error
+	if err := testbed.FetchDocker(ctx); err != nil {
+		return err
+	}
+	if t.programs, err = testbed.Programs(ctx); err != nil {
+		return err
+	}
 	if len(t.loops) > 0 {
 		if loops, err = testbed.FindLoops(t.loops); err != nil {
 			return err
@@ -70,12 +76,8 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 			return err
 		}
 	}
-	if err := testbed.FetchDocker(ctx); err != nil {
-		return err
-	}
-	if t.programs, err = testbed.Programs(ctx); err != nil {
-		return err
-	}
+	complete := t.complete // as it was, if only some loops are run
+	t.complete = false
 	d := &demo{runs: t.runs, loops: loops, versions: t.versions, flavors: testbed.Flavors, cells: map[cell]*figures{}, together: true}
 	d.done = func(loop testbed.Loop) error {
 		for _, v := range t.versions {
@@ -95,7 +97,7 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 	}
 	failed := []error{d.report()}
 	if len(t.loops) > 0 {
-		t.complete = true
+		t.complete = complete
 		return stderrors.Join(append(failed, t.write(path))...)
 	}
 
@@ -200,7 +202,7 @@ func jsonPath(path string) string {
 	return strings.TrimSuffix(path, filepath.Ext(path)) + ".json"
 }
 
-// read takes over the rows of a table of the same release with as many runs.
+// read takes over a table that was made with the same programs and as many runs.
 func (t *table) read(path string) error {
 	dt, err := os.ReadFile(jsonPath(path))
 	if err != nil {
@@ -215,7 +217,10 @@ func (t *table) read(path string) error {
 			return errors.Errorf("%s has %d runs with BuildKit %s, not %d with %s: run all loops", jsonPath(path), row.Runs, f.Upstream, t.runs, t.version)
 		}
 	}
-	t.rows = f.Rows
+	if !slices.Equal(f.Programs, t.programs) {
+		return errors.Errorf("%s was made with %q, not %q: run all loops", jsonPath(path), f.Programs, t.programs)
+	}
+	t.rows, t.complete = f.Rows, f.Complete
 	return nil
 }
 

@@ -14,17 +14,17 @@ func TestTable(t *testing.T) {
 	row := func(client string, upstream, graphload int) tableRow {
 		return tableRow{Scenario: "a chain", Client: client, Runs: 3, Passed: map[testbed.Flavor]int{testbed.Upstream: upstream, testbed.Graphload: graphload}}
 	}
-	tab := &table{version: "v1.2.3", date: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC), runs: 3}
+	tab := &table{version: "v1.2.3", date: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC), runs: 3, programs: []string{"runc version 1"}}
 	tab.set(row("buildx v0.9.0", 1, 2))
 	tab.set(row("buildx v0.10.0", 0, 3))
 	tab.set(tableRow{Scenario: "TestOrders/x", Client: goClient, Runs: 3, Passed: map[testbed.Flavor]int{testbed.Graphload: 3}})
 	require.NoError(t, tab.write(path))
 
-	next := &table{version: "v1.2.3", runs: 3}
+	next := &table{version: "v1.2.3", runs: 3, programs: tab.programs}
 	require.NoError(t, next.read(path))
 	require.Equal(t, tab.rows, next.rows)
 	require.Contains(t, next.markdown(), "**Not complete:**")
-	next.date, next.complete, next.programs = time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), true, []string{"runc version 1"}
+	next.date, next.complete = time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), true
 	next.set(row("buildx v0.9.0", 1, 3))
 	require.Len(t, next.rows, 3)
 	md := next.markdown()
@@ -36,4 +36,7 @@ func TestTable(t *testing.T) {
 
 	other := &table{version: "v1.2.3", runs: 4}
 	require.ErrorContains(t, other.read(path), "has 3 runs with BuildKit v1.2.3, not 4 with v1.2.3: run all loops")
+
+	newer := &table{version: "v1.2.3", runs: 3, programs: []string{"runc version 2"}}
+	require.ErrorContains(t, newer.read(path), `was made with ["runc version 1"], not ["runc version 2"]: run all loops`)
 }

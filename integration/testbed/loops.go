@@ -235,7 +235,7 @@ func NewProject(ctx context.Context, l Loop) (_ *Project, retErr error) {
 			return nil, err
 		}
 	}
-	if l.prepare == nil {
+	if l.prepare == nil || l.run == nil {
 		return p, p.writeFile(p.Loop.file+".hcl", "docker-bake.hcl")
 	}
 	return p, nil

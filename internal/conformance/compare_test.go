@@ -80,6 +80,11 @@ func TestCandidates(t *testing.T) {
 			up: map[string]Status{"A": Unfinished, "A/b": Fail, "A/c": Unfinished},
 			gl: map[string]Status{"A": Fail, "A/b": Fail, "A/c": Pass},
 		},
+		"what upstream does not come to": {
+			up:   map[string]Status{"A": Fail, "B": Fail, "B/a": Fail},
+			gl:   map[string]Status{"A": Fail, "A/b": Fail, "B": Fail, "B/a": Fail, "B/b": Fail},
+			want: []string{"B/b"},
+		},
 		"a crash of both": {
 			up: map[string]Status{"A": Unfinished},
 			gl: map[string]Status{"A": Unfinished},
@@ -131,6 +136,8 @@ func TestJudge(t *testing.T) {
 		"crashes where it fails":   {[]Status{Fail, Fail, Fail}, []Status{Unfinished, Unfinished, Unfinished}, Regression},
 		"crashed where it fails":   {[]Status{Fail, Fail, Fail}, []Status{Missing, Fail, Fail}, Unsteady},
 		"upstream's run crashed":   {[]Status{Unfinished, Pass, Pass}, []Status{Fail, Fail, Fail}, Regression},
+		"crashes later":            {[]Status{Missing, Fail, Fail}, []Status{Unfinished, Unfinished, Unfinished}, Regression},
+		"never passes after that":  {[]Status{Fail, Pass, Pass}, []Status{Missing, Fail, Fail}, Regression},
 		"fails after that crash":   {[]Status{Missing, Fail, Fail}, []Status{Fail, Fail, Fail}, Unsteady},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -201,18 +208,19 @@ func TestD(*testing.T) {}
 	p := testPackage{name: "p"}
 	bin := filepath.Join(r.dir, "p.test")
 	require.NoError(t, p.compile(t.Context(), r.Trees[Graphload], bin))
-	rs, _, err := r.again(t.Context(), p, Graphload, bin, []string{"TestA/b", "TestB", "TestC", "TestD"})
+	rs, _, finished, err := r.again(t.Context(), p, Graphload, bin, []string{"TestA/b", "TestB", "TestC", "TestD"})
 	require.NoError(t, err)
 	statuses := map[string]Status{}
 	for name, result := range rs {
 		statuses[name] = result.Status
 	}
 	require.Equal(t, map[string]Status{"TestA": Pass, "TestA/b": Pass, "TestB": Unfinished, "TestC": Fail, "TestD": Pass}, statuses)
+	require.False(t, finished)
 	require.Contains(t, rs["TestB"].Output, "panic: no")
 	require.Contains(t, rs["TestC"].Output, "C fails")
 }
 
-// Nothing of an earlier run is left to be taken for a run that fails.
+// Nothing is taken for a run that fails.
 func TestNotComplete(t *testing.T) {
 	bin := t.TempDir()
 	opt := Options{
@@ -240,6 +248,11 @@ func TestNotComplete(t *testing.T) {
 	require.Contains(t, read("conformance.md"), "**Not complete.**")
 	require.Contains(t, read("conformance.json"), `"complete": false`)
 	require.Contains(t, read("conformance.xml"), `<testsuite name="conformance" tests="1" failures="1"`)
+
+	require.NoError(t, Clear(opt.Output)) // before the next one
+	left, err := os.ReadDir(opt.Output)
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
 
 func TestChangedPackages(t *testing.T) {
@@ -369,7 +382,9 @@ func TestVoid(t *testing.T) {
 	const sandbox = "TestIntegration/TestA/worker=oci"
 	for name, tc := range map[string]struct {
 		up, gl  map[string]Status
+		diffs   []Difference
 		crashed [2]bool
+		again   bool
 		sharded bool
 		want    string
 	}{
@@ -408,10 +423,31 @@ func TestVoid(t *testing.T) {
 			crashed: [2]bool{true, true},
 			want:    "client: the test process did not come to its end with either",
 		},
-		"a crash of one": { // what it left out is tried again, see TestCandidates
+		"a crash of upstream's": { // what it left out is tried again, see TestCandidates
 			up:      map[string]Status{sandbox: Pass},
 			gl:      map[string]Status{sandbox: Pass},
+			crashed: [2]bool{true, false},
+		},
+		"a crash of ours": { // the same
+			up:      map[string]Status{sandbox: Pass},
+			gl:      map[string]Status{sandbox: Unfinished},
+			diffs:   []Difference{{Test: sandbox, Verdict: Unsteady}},
 			crashed: [2]bool{false, true},
+		},
+		"a crash of ours after its tests": {
+			up:      map[string]Status{sandbox: Pass},
+			gl:      map[string]Status{sandbox: Pass},
+			diffs:   []Difference{{Test: "TestUnit", Verdict: Improved}},
+			crashed: [2]bool{false, true},
+			want:    "client: the test process did not come to its end with ours, after its tests had",
+		},
+		"a crash of ours whenever tests run together": {
+			up:      map[string]Status{sandbox: Pass},
+			gl:      map[string]Status{sandbox: Unfinished},
+			diffs:   []Difference{{Test: sandbox, Verdict: Unsteady}},
+			crashed: [2]bool{false, true},
+			again:   true,
+			want:    "client: the tests that differ end the process with ours whenever they run together",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -420,6 +456,8 @@ func TestVoid(t *testing.T) {
 				testPackage: testPackage{name: "client", suite: "client", daemons: true, harness: []string{"TestIntegration"}},
 				results:     [2]Results{results(tc.up), results(tc.gl)},
 				finished:    [2]bool{!tc.crashed[Upstream], !tc.crashed[Graphload]},
+				differences: tc.diffs,
+				crash:       tc.again,
 			})
 			if tc.sharded {
 				r.add(&packageResult{

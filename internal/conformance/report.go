@@ -117,6 +117,13 @@ func (r *Report) add(res *packageResult) {
 	if !res.finished[Upstream] && !res.finished[Graphload] {
 		r.Void = append(r.Void, fmt.Sprintf("%s: the test process did not come to its end with either: what it left out was not compared", res.name))
 	}
+	worse := func(d Difference) bool { return d.Verdict == Regression || d.Verdict == Unsteady }
+	switch {
+	case res.crash:
+		r.Void = append(r.Void, fmt.Sprintf("%s: the tests that differ end the process with ours whenever they run together, and not with upstream's", res.name))
+	case res.finished[Upstream] && !res.finished[Graphload] && !slices.ContainsFunc(res.differences, worse):
+		r.Void = append(r.Void, fmt.Sprintf("%s: the test process did not come to its end with ours, after its tests had", res.name))
+	}
 	r.Differences = append(r.Differences, res.differences...)
 	above := parents(up, gl)
 	for _, name := range names(up, gl) {
@@ -174,6 +181,17 @@ func (r *Report) Regressions() []Difference {
 			}
 		}
 	})
+}
+
+// Clear removes the reports and logs of an earlier run, that must not be taken for
+// those of one that fails.
+func Clear(dir string) error {
+	for _, name := range []string{"conformance.json", "conformance.md", "conformance.xml", "logs"} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	return nil
 }
 
 // Write writes the report as Markdown, JSON and JUnit XML.

@@ -118,6 +118,21 @@ func (rs Results) status(test string) Status {
 	return Missing
 }
 
+// failedBefore tells if a test is missing because the one above it failed by itself
+// before it came to it.
+func (rs Results) failedBefore(test string) bool {
+	i := strings.LastIndexByte(test, '/')
+	if i < 0 || rs.status(test) != Missing || rs.status(test[:i]) != Fail {
+		return false
+	}
+	for name, r := range rs {
+		if r.Status == Fail && strings.HasPrefix(name, test[:i+1]) {
+			return false
+		}
+	}
+	return true
+}
+
 // merge adds the results of another process of the same package. Of a test that
 // both have, as one with others below, the worse counts.
 func (rs Results) merge(other Results) {

@@ -92,7 +92,7 @@ func Run(ctx context.Context, opt Options) (_ *Report, retErr error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := report.Write(opt.Output); err != nil { // instead of that of an earlier run
+	if err := report.Write(opt.Output); err != nil {
 		return nil, err
 	}
 	changes := newChanges(opt.Trees[Graphload])
@@ -164,6 +164,7 @@ type packageResult struct {
 	took        [2]time.Duration
 	differences []Difference
 	broken      error // they do not compile
+	crash       bool  // what was tried again ended ours each time, and upstream's never
 }
 
 // compare runs the tests of a package with both, and again those that differ.
@@ -274,15 +275,19 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 		}
 		r.Progress("%s: %s differs: upstream %s, graphload %s", res.name, test, up.status(test), gl.status(test))
 	}
+	var crashes [2]int
 	for n := range r.Retries {
 		if len(tests) == 0 {
 			break
 		}
 		r.Progress("%s: trying %d tests again (%d/%d)", res.name, len(tests), n+1, r.Retries)
 		for flavor := range bin {
-			results, output, err := r.again(ctx, res.testPackage, flavor, bin[flavor], tests)
+			results, output, finished, err := r.again(ctx, res.testPackage, flavor, bin[flavor], tests)
 			if err != nil {
 				return err
+			}
+			if !finished {
+				crashes[flavor]++
 			}
 			if err := writeLog(r.log(res.testPackage, flavor, n+1), results, output); err != nil {
 				return err
@@ -299,6 +304,8 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 	for i := range diffs {
 		diffs[i].Verdict = judge(diffs[i].Upstream, diffs[i].Graphload)
 	}
+	// tests that pass by themselves can still end the process together
+	res.crash = crashes[Graphload] > 0 && crashes[Graphload] == r.Retries && crashes[Upstream] == 0
 	verdicts := others(up, gl)
 	for _, test := range slices.Sorted(maps.Keys(verdicts)) {
 		diffs = append(diffs, Difference{
@@ -311,8 +318,9 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 }
 
 // again runs tests once more. One that ends its process takes others with it:
-// those that did not come to their end then run in a process each.
-func (r *runner) again(ctx context.Context, p testPackage, flavor int, bin string, tests []string) (Results, string, error) {
+// those that did not come to their end then run in a process each. finished tells if
+// that was not needed.
+func (r *runner) again(ctx context.Context, p testPackage, flavor int, bin string, tests []string) (_ Results, output string, finished bool, _ error) {
 	patterns := again(tests)
 	run := func(pattern string) (*processResult, error) {
 		return r.test(ctx, p, flavor, bin, []string{"-test.run=" + pattern, "-test.skip=.*/.*/" + r.otherWorkers()})
@@ -320,11 +328,11 @@ func (r *runner) again(ctx context.Context, p testPackage, flavor int, bin strin
 	all := slices.Compact(slices.Sorted(slices.Values(patterns)))
 	pr, err := run(strings.Join(all, "|"))
 	if err != nil {
-		return nil, "", err
+		return nil, "", false, err
 	}
 	results, output := pr.results, pr.output
 	if pr.finished || len(all) == 1 {
-		return results, output, nil
+		return results, output, pr.finished, nil
 	}
 	for _, pattern := range all {
 		var left []string
@@ -338,7 +346,7 @@ func (r *runner) again(ctx context.Context, p testPackage, flavor int, bin strin
 		}
 		alone, err := run(pattern)
 		if err != nil {
-			return nil, "", err
+			return nil, "", false, err
 		}
 		for _, test := range left {
 			if result, ok := alone.results[test]; ok {
@@ -347,7 +355,7 @@ func (r *runner) again(ctx context.Context, p testPackage, flavor int, bin strin
 		}
 		output += alone.output
 	}
-	return results, output, nil
+	return results, output, false, nil
 }
 
 // processResult is what came out of one process.
