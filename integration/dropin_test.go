@@ -275,14 +275,14 @@ func configKeys(t *testing.T, src source, pkg string) []string {
 // type as it is.
 func fields(t *testing.T, fset *token.FileSet, spec *ast.TypeSpec) (out []string) {
 	t.Helper()
-	print := func(n ast.Node) string {
+	text := func(n ast.Node) string {
 		var b bytes.Buffer
 		require.NoError(t, printer.Fprint(&b, fset, n))
 		return b.String()
 	}
 	st, ok := spec.Type.(*ast.StructType)
 	if !ok {
-		return []string{spec.Name.Name + " " + print(spec.Type)}
+		return []string{spec.Name.Name + " " + text(spec.Type)}
 	}
 	for _, field := range st.Fields.List {
 		tag := ""
@@ -294,7 +294,7 @@ func fields(t *testing.T, fset *token.FileSet, spec *ast.TypeSpec) (out []string
 			if id != nil {
 				key += "." + id.Name
 			}
-			out = append(out, strings.TrimSpace(key+" "+print(field.Type)+" "+tag))
+			out = append(out, strings.TrimSpace(key+" "+text(field.Type)+" "+tag))
 		}
 	}
 	return out
