@@ -113,8 +113,8 @@ func (j *Job) ended() bool {
 	return j.ownership().builds.hasEnded()
 }
 
-// ReleaseLeft has f called ten seconds after the job has ended and evaluates
-// nothing any more. It is for results that go to somebody who may be gone when
+// ReleaseLeft has f called ten seconds after the job has been released, or from now
+// if it has ended. It is for results that go to somebody who may be gone when
 // they arrive: f releases those that have not been released.
 func (j *Job) ReleaseLeft(f func()) {
 	b := &j.ownership().builds
@@ -142,9 +142,9 @@ func (b *jobBuilds) releaseLeft() {
 	}
 }
 
-// Discard ends the job: what it registered is released at once, what it is
-// building when that has ended. Nothing can be registered or evaluated with it
-// afterwards.
+// Discard ends the job: what it registered, and what no running evaluation needs, is
+// released at once, the rest when the evaluations have returned or after 15 seconds.
+// Nothing can be registered or evaluated with it afterwards.
 func (j *Job) Discard() error {
 	jl := j.list
 	orphans := jl.owners.remove(j)

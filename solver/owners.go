@@ -34,7 +34,7 @@ import (
 // remove them last.
 //
 // Lock order: scheduler.mu, Solver.mu, state.mu, then one of ownerIndex.mu and
-// state.allPwMu. Nothing is called with ownerIndex.mu held.
+// state.allPwMu. Nothing that locks is called with ownerIndex.mu held.
 
 // registerBatch bounds the number of vertices that are added or removed in one
 // go, so that a large graph does not hold up other builds.
@@ -234,7 +234,7 @@ func (o *ownerIndex) add(dgst digest.Digest, reg *registration) {
 }
 
 // inherit makes the owners of src, which it returns, owners of dst as well,
-// including those that register src later.
+// including those that register src later, but not what was merged into src.
 func (o *ownerIndex) inherit(dst, src digest.Digest) []*registration {
 	if dst == src {
 		return nil

@@ -11,9 +11,10 @@ import (
 // NextSession returns the sessions that can serve the vertex, one at a time
 // and each once, and the empty string when there is no other: the owners of
 // the vertex by registration, then the jobs that build it by start, then the
-// same for the parents of a nested build. The order does not depend on who
-// asks or how often, so a value that several sessions offer is taken from the
-// same one every time.
+// same for the parents of a nested build. Jobs that have ended are left out while
+// another one builds the vertex. The order does not depend on who asks or how
+// often, so a value that several sessions offer is taken from the same one every
+// time.
 func (g *sessionGroup) NextSession() string {
 	for {
 		for len(g.parents) > 0 {
