@@ -322,9 +322,9 @@ func testDropInExitCodes(t *testing.T) {
 		{"no worker", []string{"--oci-worker=false", "--containerd-worker=false"}, 1},
 		{"address without scheme", []string{"--addr", "nothing"}, 1},
 		{"address in use", []string{"--addr", "tcp://" + taken.Addr().String()}, 1},
-		{"unknown entitlement", []string{"--allow-insecure-entitlement", "no.such", "--containerd-worker=false", "--oci-worker-net=host"}, 1},
+		{"unknown entitlement", []string{"--allow-insecure-entitlement", "no.such", "--containerd-worker=false", "--oci-worker-net=host", "--cdi-disabled=true"}, 1},
 		{"unreadable certificate", []string{"--tlscert", "/no/such/cert", "--tlskey", "/no/such/key"}, 1},
-		{"unknown network", []string{"--oci-worker-net=nosuch", "--containerd-worker=false"}, 1},
+		{"unknown network", []string{"--oci-worker-net=nosuch", "--containerd-worker=false", "--cdi-disabled=true"}, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var outs []string
