@@ -249,8 +249,19 @@ func TestNotComplete(t *testing.T) {
 	require.Contains(t, read("conformance.json"), `"complete": false`)
 	require.Contains(t, read("conformance.xml"), `<testsuite name="conformance" tests="1" failures="1"`)
 
+	logs := filepath.Join(opt.Output, "logs")
+	for _, name := range []string{"solver_pb-upstream.log", "client-graphload-again1.log"} {
+		require.NoError(t, os.WriteFile(filepath.Join(logs, name), nil, 0o600))
+	}
+	other := filepath.Join(logs, "TestBake-graphload.log") // as of make integration, with --output build
+	require.NoError(t, os.WriteFile(other, nil, 0o600))
 	require.NoError(t, Clear(opt.Output)) // before the next one
-	left, err := os.ReadDir(opt.Output)
+	left, err := os.ReadDir(logs)
+	require.NoError(t, err)
+	require.Len(t, left, 1)
+	require.NoError(t, os.Remove(other))
+	require.NoError(t, Clear(opt.Output))
+	left, err = os.ReadDir(opt.Output)
 	require.NoError(t, err)
 	require.Empty(t, left)
 }

@@ -184,13 +184,26 @@ func (r *Report) Regressions() []Difference {
 }
 
 // Clear removes the reports and logs of an earlier run, that must not be taken for
-// those of one that fails.
+// those of one that fails. Other files that the user has there stay.
 func Clear(dir string) error {
-	for _, name := range []string{"conformance.json", "conformance.md", "conformance.xml", "logs"} {
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+	var old []string
+	for _, name := range []string{"conformance.json", "conformance.md", "conformance.xml"} {
+		old = append(old, filepath.Join(dir, name))
+	}
+	logs := filepath.Join(dir, "logs")
+	for _, flavor := range flavorNames {
+		names, err := filepath.Glob(filepath.Join(logs, "[a-z]*-"+flavor+"*.log")) // see runner.log
+		if err != nil {
+			return errors.WithStack(err)
+		}
+		old = append(old, names...)
+	}
+	for _, name := range old {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return errors.WithStack(err)
 		}
 	}
+	_ = os.Remove(logs) // if nothing else is in it
 	return nil
 }
 
