@@ -61,7 +61,8 @@ var addedDebug = map[string]string{
 func TestDropIn(t *testing.T) {
 	requireTestbed(t)
 	t.Run("help", testDropInHelp)
-	t.Run("config keys", testDropInConfigKeys)
+	pristine, ours := sources(t)
+	t.Run("config keys", func(t *testing.T) { testDropInConfigKeys(t, pristine, ours) })
 	t.Run("exit codes", testDropInExitCodes)
 	t.Run("stop", testDropInStop)
 	t.Run("defaults", testDropInDefaults)
@@ -70,7 +71,11 @@ func TestDropIn(t *testing.T) {
 	gl := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
 	t.Run("services", func(t *testing.T) { requireSame(t, services(t, up), services(t, gl)) })
 	t.Run("debug endpoints", func(t *testing.T) {
-		want, got := debugEndpoints(t, up), debugEndpoints(t, gl)
+		patterns := debugPatterns(t, pristine)
+		require.Contains(t, patterns, "/metrics")
+		require.Contains(t, patterns, "GET /debug/flight/trace")
+		require.ElementsMatch(t, append(slices.Clip(patterns), "GET /debug/graph"), debugPatterns(t, ours))
+		want, got := debugEndpoints(t, up, patterns), debugEndpoints(t, gl, patterns)
 		require.Equal(t, "404 text/plain; charset=utf-8", want["GET /debug/graph"])
 		maps.Copy(want, addedDebug)
 		require.Equal(t, want, got)
@@ -164,8 +169,7 @@ func help(t *testing.T, bin string, command ...string) map[string]string {
 
 // testDropInConfigKeys compares the fields of buildkitd.toml, with their types
 // and tags, in the sources that the binaries are built from.
-func testDropInConfigKeys(t *testing.T) {
-	pristine, ours := sources(t)
+func testDropInConfigKeys(t *testing.T, pristine, ours source) {
 	want := configKeys(t, pristine, "cmd/buildkitd/config")
 	for _, key := range []string{
 		"cmd/buildkitd/config: GRPCConfig.DebugAddress string `toml:\"debugAddress\"`",
@@ -339,17 +343,8 @@ func testDropInExitCodes(t *testing.T) {
 				if tc.name == "wrong value" {
 					args = []string{tc.args[0], "many"}
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // it might go on
-				defer cancel()
-				cmd := exec.CommandContext(ctx, bin, append([]string{"--root", filepath.Join(dir, "root"), "--otel-socket-path", filepath.Join(dir, "otel.sock")}, args...)...)
-				cmd.WaitDelay = 10 * time.Second
-				dt, err := cmd.CombinedOutput()
-				if err != nil {
-					var exitErr *exec.ExitError
-					require.ErrorAs(t, err, &exitErr)
-				}
-				require.Equal(t, tc.code, cmd.ProcessState.ExitCode(), "%s: %s", flavor, dt)
-				outs = append(outs, normalize(t, bin, string(dt), dir))
+				args = append([]string{"--root", filepath.Join(dir, "root"), "--otel-socket-path", filepath.Join(dir, "otel.sock")}, args...)
+				outs = append(outs, normalize(t, bin, exits(t, tc.code, bin, args...), dir))
 			}
 			require.Equal(t, outs[0], withoutStartLine(outs[1]))
 		})
@@ -372,17 +367,28 @@ func testDropInExitCodes(t *testing.T) {
 			for _, flavor := range testbed.Flavors {
 				bin, err := testbed.Binary(flavor, "buildctl")
 				require.NoError(t, err)
-				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-				defer cancel()
-				cmd := exec.CommandContext(ctx, bin, tc.args...)
-				cmd.WaitDelay = 10 * time.Second
-				dt, _ := cmd.CombinedOutput()
-				require.Equal(t, tc.code, cmd.ProcessState.ExitCode(), "%s: %s", flavor, dt)
-				outs = append(outs, normalize(t, bin, string(dt)))
+				outs = append(outs, normalize(t, bin, exits(t, tc.code, bin, tc.args...)))
 			}
 			require.Equal(t, outs[0], outs[1])
 		})
 	}
+}
+
+// exits runs a command that ends by itself with the exit code, and returns what it
+// prints.
+func exits(t *testing.T, code int, bin string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // it might go on
+	defer cancel()
+	cmd := exec.CommandContext(ctx, bin, args...)
+	cmd.WaitDelay = 10 * time.Second
+	dt, err := cmd.CombinedOutput()
+	if err != nil {
+		var exitErr *exec.ExitError
+		require.ErrorAs(t, err, &exitErr)
+	}
+	require.Equal(t, code, cmd.ProcessState.ExitCode(), "%s: %s", bin, dt)
+	return string(dt)
 }
 
 // withoutStartLine removes the line that says which of the two behaviors the
@@ -603,14 +609,9 @@ func debugClient(t *testing.T, d *testbed.Daemon) *http.Client {
 	return hc
 }
 
-// debugEndpoints asks all debug handlers that upstream's source or ours names.
-func debugEndpoints(t *testing.T, d *testbed.Daemon) map[string]string {
-	pristine, ours := sources(t)
-	patterns := debugPatterns(t, pristine)
-	require.Contains(t, patterns, "/metrics")
-	require.Contains(t, patterns, "GET /debug/flight/trace")
-	require.ElementsMatch(t, append(patterns, "GET /debug/graph"), debugPatterns(t, ours))
-
+// debugEndpoints asks the debug handlers with these patterns, and the one that is
+// added.
+func debugEndpoints(t *testing.T, d *testbed.Daemon, patterns []string) map[string]string {
 	hc := debugClient(t, d)
 	out := map[string]string{}
 	ask := func(method, url string) (answer, body string) {

@@ -38,9 +38,7 @@ func within(ctx context.Context, t *testing.T, f func(context.Context) error) er
 	ctx, cancel := context.WithTimeoutCause(ctx, 6*faultTimeout, errors.New("hangs"))
 	defer cancel()
 	start := time.Now()
-	done := make(chan error, 1)
-	go func() { done <- f(ctx) }()
-	err := receive(t, done)
+	err := await(t, func() error { return f(ctx) })
 	require.Less(t, time.Since(start), faultTimeout, "took too long, with error %v", err)
 	return err
 }
@@ -54,6 +52,14 @@ func receive[T any](t *testing.T, ch <-chan T) (v T) {
 		require.FailNow(t, "hangs")
 	}
 	return v
+}
+
+// await waits for a function, but not for ever.
+func await[T any](t *testing.T, f func() T) T {
+	t.Helper()
+	ch := make(chan T, 1)
+	go func() { ch <- f() }()
+	return receive(t, ch)
 }
 
 func marshal(t *testing.T, st llb.State) []byte {

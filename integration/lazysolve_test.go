@@ -122,71 +122,30 @@ func secretFile(id string, opts ...llb.SecretOption) llb.RunOption {
 // of base has. A child with a session of its own evaluates it first.
 func TestChildFirst(t *testing.T) {
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
-	c := newClient(t, d)
-	agent, err := testbed.StartSSHAgent(t.Context())
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, agent.Close()) })
 	dir := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(dir))
-	private := t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(private, "note"), []byte("from base"), 0o600))
-
-	shared := map[string]string{"rootfs": dir}
-	root := llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/"))
-	for _, tc := range []struct {
-		name  string
-		base  peer
-		state llb.State
-	}{
-		{
-			name:  "secret file",
-			base:  peer{secrets: map[string]string{"token": "base"}},
-			state: sh(root, `test "$(cat /run/secrets/token)" = base`, secretFile("token")),
-		},
-		{
-			name:  "optional secret file",
-			base:  peer{secrets: map[string]string{"token": "base"}},
-			state: sh(root, `test "$(cat /run/secrets/token)" = base`, secretFile("token", llb.SecretOptional)),
-		},
-		{
-			name:  "secret in the environment",
-			base:  peer{secrets: map[string]string{"token": "base"}},
-			state: sh(root, `test "$TOKEN" = base`, llb.AddSecret("TOKEN", llb.SecretID("token"), llb.SecretAsEnv(true))),
-		},
-		{
-			name:  "optional secret in the environment",
-			base:  peer{secrets: map[string]string{"token": "base"}},
-			state: sh(root, `test "$TOKEN" = base`, llb.AddSecret("TOKEN", llb.SecretID("token"), llb.SecretAsEnv(true), llb.SecretOptional)),
-		},
-		{
-			name:  "agent",
-			base:  peer{agent: agent.Socket},
-			state: sh(root, `test -S "$SSH_AUTH_SOCK"`, llb.AddSSHSocket()),
-		},
-		{
-			name:  "optional agent",
-			base:  peer{agent: agent.Socket},
-			state: sh(root, `test -S "$SSH_AUTH_SOCK"`, llb.AddSSHSocket(llb.SSHOptional)),
-		},
-		{
-			name:  "local files",
-			base:  peer{locals: map[string]string{"private": private}},
-			state: sh(root, `test "$(cat /src/note)" = "from base"`, llb.AddMount("/src", llb.Local("private"), llb.Readonly)),
-		},
-	} {
+	bed := &randomBed{ // with no other build
+		client: newClient(t, d),
+		locals: map[string]string{"rootfs": dir},
+		root:   llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/")),
+	}
+	inEnvironment := func(name string, opts ...llb.SecretOption) owned {
+		opts = append(opts, llb.SecretID("token"), llb.SecretAsEnv(true))
+		return owned{
+			name: name, base: peer{secrets: map[string]string{"token": "base"}, locals: bed.locals},
+			state: sh(bed.root, `test "$TOKEN" = base`, llb.AddSecret("TOKEN", opts...)),
+		}
+	}
+	for _, tc := range append(bed.owned(t), inEnvironment("secret in the environment"), inEnvironment("optional secret in the environment", llb.SecretOptional)) {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.base.name = "base"
-			if tc.base.locals == nil {
-				tc.base.locals = map[string]string{}
-			}
-			tc.base.locals["rootfs"] = dir
-			child := peer{name: "child", locals: shared, secrets: map[string]string{"other": "x"}}
-			err := tc.base.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
+			child := peer{name: "child", locals: bed.locals, secrets: map[string]string{"other": "x"}}
+			err := tc.base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
 				ref, err := b.solve(ctx, tc.state)
 				if err != nil {
 					return err
 				}
-				if err := child.run(ctx, c, func(ctx context.Context, b peerBuild) error {
+				if err := child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
 					return b.evaluate(ctx, sh(tc.state, "true"))
 				}); err != nil {
 					return err
@@ -423,8 +382,8 @@ func (bed *randomBed) owned(t *testing.T) []owned {
 	secret, withAgent := peer{secrets: map[string]string{"token": "base"}, locals: bed.locals}, peer{agent: agent.Socket, locals: bed.locals}
 	const readSecret, findAgent = `test "$(cat /run/secrets/token)" = base`, `test -S "$SSH_AUTH_SOCK"`
 	return []owned{
-		{name: "secret", base: secret, state: sh(bed.root, readSecret, secretFile("token")), err: "secret token: not found", asked: " (2 builds were asked, none offered it)"},
-		{name: "optional secret", base: secret, state: sh(bed.root, readSecret, secretFile("token", llb.SecretOptional)), err: "exit code: 1"},
+		{name: "secret file", base: secret, state: sh(bed.root, readSecret, secretFile("token")), err: "secret token: not found", asked: " (2 builds were asked, none offered it)"},
+		{name: "optional secret file", base: secret, state: sh(bed.root, readSecret, secretFile("token", llb.SecretOptional)), err: "exit code: 1"},
 		{name: "agent", base: withAgent, state: sh(bed.root, findAgent, llb.AddSSHSocket(llb.SSHID("default"))), err: `no SSH key "default" forwarded`},
 		{name: "optional agent", base: withAgent, state: sh(bed.root, findAgent, llb.AddSSHSocket(llb.SSHID("default"), llb.SSHOptional)), err: "exit code: 1"},
 		{
@@ -522,11 +481,10 @@ func TestSilentOwner(t *testing.T) {
 		}
 		return err
 	})
-	select {
-	case <-solved:
-	case <-time.After(faultTimeout):
-		require.Fail(t, "base did not solve")
-	}
+	require.NoError(t, within(t.Context(), t, func(context.Context) error {
+		<-solved
+		return nil
+	}))
 	proxy.stop()
 	start := time.Now()
 	require.NoError(t, child.run(t.Context(), c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }))

@@ -130,12 +130,11 @@ func startClient(t *testing.T, b processBuild) *clientProcess {
 // expect waits for a line of the client.
 func (p *clientProcess) expect(t *testing.T, line string) {
 	t.Helper()
-	read := make(chan string, 1)
-	go func() {
+	got := await(t, func() string {
 		got, _ := p.out.ReadString('\n')
-		read <- got
-	}()
-	require.Equal(t, line, strings.TrimSpace(receive(t, read)))
+		return got
+	})
+	require.Equal(t, line, strings.TrimSpace(got))
 }
 
 // end ends the build of the client, waits until it has ended, and returns what it
@@ -143,12 +142,10 @@ func (p *clientProcess) expect(t *testing.T, line string) {
 func (p *clientProcess) end(t *testing.T) string {
 	t.Helper()
 	require.NoError(t, p.stdin.Close())
-	line := make(chan string, 1)
-	go func() {
+	return await(t, func() string {
 		dt, _ := io.ReadAll(p.out)
-		line <- string(dt)
-	}()
-	return receive(t, line)
+		return string(dt)
+	})
 }
 
 func (p *clientProcess) signal(t *testing.T, sig syscall.Signal) {

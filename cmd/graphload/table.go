@@ -57,8 +57,8 @@ type tableRow struct {
 }
 
 // fill runs everything and writes the table after each part, so that nothing is
-// lost when it is interrupted; it says then that it is not complete. It fails when something failed on the daemon that
-// must not fail.
+// lost when it is interrupted; it says then that it is not complete. It fails when
+// something failed on the daemon that must not fail.
 func (t *table) fill(ctx context.Context, opt assemble.Options, path string) error {
 	loops := testbed.Matrix
 	var err error

@@ -62,8 +62,8 @@ func Buildx(ctx context.Context, version string) (string, error) {
 }
 
 // DockerfileFrontend returns the path of the Dockerfile frontend of the BuildKit
-// that go.mod requires, as it is in an image for gateway.v0. It is built when it is used for the first time, and
-// kept in the cache folder of the user.
+// that go.mod requires, as it is in an image for gateway.v0. It is built when it is
+// used for the first time, and kept in the cache folder of the user.
 func DockerfileFrontend(ctx context.Context) (string, error) {
 	root, err := upstream.Root()
 	if err != nil {
