@@ -4,10 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"debug/elf"
+	"embed"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,6 +80,14 @@ func findBusybox() (*busybox, error) {
 	return b, nil
 }
 
+// scripts stand for applets that Debian's busybox does not have, and for apk.
+//
+//go:embed rootfs
+var scripts embed.FS
+
+// applets that are scripts, with the folder they have in Alpine.
+var applets = map[string]string{"adduser": "usr/sbin", "addgroup": "usr/sbin", "ttysize": "usr/bin"}
+
 const (
 	rootUser  = "root:x:0:0:root:/root:/bin/sh\n"
 	mailUser  = "mail:x:8:8:mail:/var/spool/mail:/bin/false\n"
@@ -96,6 +108,9 @@ func busyboxImage(b *busybox, _ string) (v1.Image, error) {
 			r.link("bin/"+name, "bin/busybox")
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(applets)) {
+		r.script("bin/" + name)
+	}
 	r.symlink("usr/bin/env", "../../bin/env")
 	r.file("etc/passwd", 0o644, []byte(rootUser+"daemon:x:1:1:daemon:/usr/sbin:/bin/false\n"+mailUser+nobody))
 	r.file("etc/group", 0o644, []byte(rootGroup+moreGroup))
@@ -103,8 +118,15 @@ func busyboxImage(b *busybox, _ string) (v1.Image, error) {
 	return r.image("sh")
 }
 
-// alpineImage has the layout of Alpine with the applets at their places. It has
-// no packages and no network to get them from: apk fails.
+// packages are those that the tests install with apk, with their programs.
+var packages = map[string][]string{
+	"git":     {"git"},
+	"openssh": {"ssh", "ssh-add", "ssh-keygen"},
+}
+
+// alpineImage has the layout of Alpine with the applets at their places. There is
+// no network to get packages from: apk takes this machine's programs from a folder
+// of the image, and fails for others.
 func alpineImage(b *busybox, _ string) (v1.Image, error) {
 	r := newRootfs()
 	r.dirs("bin", "dev", "etc/apk", "home", "lib/apk/db", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "usr/bin", "usr/sbin", "usr/local/bin", "var/cache/apk", "var/lib", "var/log")
@@ -118,7 +140,17 @@ func alpineImage(b *busybox, _ string) (v1.Image, error) {
 			r.symlink(a, "/bin/busybox")
 		}
 	}
-	r.file("sbin/apk", 0o755, []byte("#!/bin/sh\necho 'ERROR: unable to select packages' >&2\nexit 1\n"))
+	for _, name := range slices.Sorted(maps.Keys(applets)) {
+		r.script(applets[name] + "/" + name)
+	}
+	r.script("sbin/apk")
+	for _, name := range slices.Sorted(maps.Keys(packages)) {
+		dt, err := packageFiles(packages[name])
+		if err != nil {
+			return nil, err
+		}
+		r.file("var/cache/apk/"+name+".tar", 0o644, dt)
+	}
 	r.file("etc/alpine-release", 0o644, []byte("3.18.2\n"))
 	r.dirs("etc/ssl/certs")
 	r.file("etc/ssl/certs/ca-certificates.crt", 0o644, []byte("# none\n"))
@@ -127,6 +159,38 @@ func alpineImage(b *busybox, _ string) (v1.Image, error) {
 	r.file("etc/group", 0o644, []byte(rootGroup+moreGroup))
 	r.file("etc/shadow", 0o640, []byte("root:*::0:::::\n"))
 	return r.image("/bin/sh")
+}
+
+var sharedLibrary = regexp.MustCompile(`(/\S+) \(0x`)
+
+// packageFiles is an archive of programs of this machine with the libraries that
+// they load.
+func packageFiles(programs []string) ([]byte, error) {
+	r := newRootfs()
+	for _, program := range programs {
+		name, err := exec.LookPath(program)
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		dt, err := exec.Command("ldd", name).Output() //nolint:noctx // only prints
+		if err != nil {
+			return nil, errors.Wrapf(err, "ldd %s", name)
+		}
+		files := map[string]string{name: "usr/bin/" + program}
+		for _, m := range sharedLibrary.FindAllStringSubmatch(string(dt), -1) {
+			files[m[1]] = strings.TrimPrefix(m[1], "/")
+		}
+		for _, src := range slices.Sorted(maps.Keys(files)) {
+			dt, err := os.ReadFile(src)
+			if err != nil {
+				return nil, errors.WithStack(err)
+			}
+			r.dirs(path.Dir(files[src]))
+			r.file(files[src], 0o755, dt)
+		}
+	}
+	err := r.close()
+	return r.buf.Bytes(), err
 }
 
 // debianImage only lets the tests that use it start: they compare digests with
@@ -224,6 +288,16 @@ func (r *rootfs) dir(name string, mode int64) {
 
 func (r *rootfs) file(name string, mode int64, dt []byte) {
 	r.add(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode}, dt)
+}
+
+// script adds the script that has the name of the file.
+func (r *rootfs) script(name string) {
+	dt, err := scripts.ReadFile("rootfs/" + path.Base(name))
+	if r.err == nil {
+		r.err = err
+	}
+	r.dirs(path.Dir(name))
+	r.file(name, 0o755, dt)
 }
 
 func (r *rootfs) link(name, target string) {

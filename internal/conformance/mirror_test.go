@@ -5,9 +5,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/graphload/graphload/integration/testbed"
@@ -50,6 +53,59 @@ func TestMirror(t *testing.T) {
 		resp.Body.Close()
 		require.Equal(t, http.StatusOK, resp.StatusCode)
 		require.Equal(t, mfst.Layers[0].Size, resp.ContentLength)
+	}
+}
+
+// What Debian's busybox lacks and the tests use works in the images.
+func TestImages(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("changes the root folder: needs root")
+	}
+	bb, err := findBusybox()
+	if err != nil {
+		t.Skip(err)
+	}
+	const accounts = `set -e
+addgroup -g 2000 testgroup
+adduser -D -u 1000 -G testgroup first
+adduser -D second
+adduser -D third
+touch f
+chown third:testgroup f
+id -u first; id -g first; id -u second; id -gn second; stat -c '%u %U %G' f; ls -d /home/second
+`
+	const ids = "1000\n2000\n1001\nsecond\n1002 third testgroup\n/home/second\n"
+	for _, tc := range []struct {
+		name           string
+		build          func(*busybox, string) (v1.Image, error)
+		script, output string
+	}{
+		{"busybox", busyboxImage, accounts, ids},
+		{"alpine", alpineImage, accounts, ids},
+		{"apk", alpineImage, `
+apk add --no-cache openssh git && ssh-keygen -q -t ed25519 -N '' -f /tmp/key && ssh-add -l; echo $?
+cd /tmp && git init -q && git status -s`, "2\n?? key\n?? key.pub\n"},
+		{"no package", alpineImage, "apk add git nosuch || command -v git; apk update || echo none", "none\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			img, err := tc.build(bb, "")
+			require.NoError(t, err)
+			dir := t.TempDir()
+			rc := mutate.Extract(img)
+			defer rc.Close()
+			tar := exec.Command("tar", "-x", "-C", dir)
+			tar.Stdin = rc
+			require.NoError(t, tar.Run())
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "dev/null"), nil, 0o666))
+
+			cmd := exec.Command("/bin/sh", "-c", tc.script)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: dir}
+			cmd.Dir = "/"
+			cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+			out, err := cmd.Output()
+			require.NoError(t, err, "%s", out)
+			require.Equal(t, tc.output, string(out))
+		})
 	}
 }
 
