@@ -92,13 +92,28 @@ func others(up, gl Results) map[string]Verdict {
 // judge decides about a test that differed in the first run, which both lists
 // start with. It is a regression unless, when tried again, ours does as often as
 // upstream what is wanted, or both do at times and at others do not.
-// What upstream only fails is wanted to end, and everything else to pass. A test that
-// upstream never started is wanted to pass always, and one that it skips to pass or
-// be skipped.
 func judge(up, gl []Status) Verdict {
+	tries, wanted, did := tally(up, gl)
+	if tries > 0 && (did >= wanted || did > 0 && wanted < tries) {
+		return Unsteady
+	}
+	return Regression
+}
+
+// undecided tells if the tries are too few: upstream did at times what is wanted and
+// at others did not, so that ours, which has not yet, may only have been unlucky.
+func undecided(up, gl []Status) bool {
+	tries, wanted, did := tally(up, gl)
+	return did == 0 && 0 < wanted && wanted < tries
+}
+
+// tally counts the tries after the first run, and those in which upstream and ours
+// did what is wanted. What upstream only fails is wanted to end, and everything else
+// to pass. A test that upstream never started is wanted to pass always, and one that
+// it skips to pass or be skipped.
+func tally(up, gl []Status) (tries, wanted, did int) {
 	added := !slices.ContainsFunc(up, func(s Status) bool { return s != Missing })
 	ends := slices.Contains(up, Fail) && !slices.Contains(up, Pass) && !slices.Contains(up, Skip)
-	tries, wanted, did := len(gl)-1, 0, 0
 	for i := 1; i < len(gl); i++ {
 		if ends {
 			if gl[i].ended() {
@@ -116,8 +131,5 @@ func judge(up, gl []Status) Verdict {
 			wanted++
 		}
 	}
-	if tries > 0 && (did >= wanted || did > 0 && wanted < tries) {
-		return Unsteady
-	}
-	return Regression
+	return len(gl) - 1, wanted, did
 }

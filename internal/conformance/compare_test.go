@@ -146,6 +146,78 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+func TestUndecided(t *testing.T) {
+	for name, tc := range map[string]struct {
+		up, gl []Status
+		want   bool
+	}{
+		"upstream fails at times":   {[]Status{Pass, Fail, Pass}, []Status{Fail, Fail, Fail}, true},
+		"upstream ends at times":    {[]Status{Fail, Missing, Fail}, []Status{Missing, Missing, Missing}, true},
+		"upstream passes":           {[]Status{Pass, Pass, Pass}, []Status{Fail, Fail, Fail}, false},
+		"upstream passed only once": {[]Status{Pass, Fail, Fail}, []Status{Fail, Fail, Fail}, false},
+		"both pass at times":        {[]Status{Pass, Pass, Fail}, []Status{Fail, Fail, Pass}, false},
+		"added":                     {[]Status{Missing, Missing}, []Status{Fail, Fail}, false},
+		"not tried again":           {[]Status{Pass}, []Status{Fail}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, tc.want, undecided(tc.up, tc.gl))
+		})
+	}
+}
+
+// What upstream fails at times is tried until ours has passed too, or never does.
+// Everything else is tried as often as it is to be.
+func TestRetry(t *testing.T) {
+	dir := t.TempDir()
+	for name, src := range map[string]string{
+		"go.mod": "module m\n",
+		"p/p_test.go": `package p
+import ("os"; "path/filepath"; "strings"; "testing")
+// run passes in these runs of the daemon that comes first in PATH.
+func run(t *testing.T, upstream, graphload string) {
+	flavor := filepath.Base(strings.SplitN(os.Getenv("PATH"), ":", 2)[0])
+	name := flavor + t.Name()
+	dt, _ := os.ReadFile(name)
+	os.WriteFile(name, append(dt, '.'), 0o600)
+	passes := upstream
+	if flavor == "graphload" { passes = graphload }
+	if !strings.Contains(","+passes+",", ","+string(rune('a'+len(dt)))+",") { t.Fail() }
+}
+func TestPasses(t *testing.T) { run(t, "a,b,c,d", "") }
+func TestSometimes(t *testing.T) { run(t, "a,c", "h") }
+func TestOnUpstreamOnly(t *testing.T) { run(t, "a,c", "") }
+`,
+	} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(src), 0o600))
+	}
+	r := &runner{dir: t.TempDir(), Options: Options{
+		Trees:    [2]*assemble.Tree{{Dir: dir}, {Dir: dir}},
+		Worker:   "oci",
+		Retries:  3,
+		Output:   t.TempDir(),
+		Timeout:  time.Minute,
+		Progress: t.Logf,
+	}}
+	require.NoError(t, os.Mkdir(filepath.Join(r.Output, "logs"), 0o755))
+	res, err := r.compare(t.Context(), testPackage{name: "p", daemons: true})
+	require.NoError(t, err)
+	type outcome struct {
+		verdict Verdict
+		runs    int
+	}
+	got := map[string]outcome{}
+	for _, d := range res.differences {
+		require.Len(t, d.Graphload, len(d.Upstream))
+		got[d.Test] = outcome{d.Verdict, len(d.Upstream)}
+	}
+	require.Equal(t, map[string]outcome{
+		"TestPasses":         {Regression, 4},
+		"TestSometimes":      {Unsteady, 8},
+		"TestOnUpstreamOnly": {Regression, 4 + furtherTries},
+	}, got)
+}
+
 const events = `{"Action":"start","Package":"client"}
 {"Action":"run","Package":"client","Test":"TestIntegration"}
 {"Action":"run","Package":"client","Test":"TestIntegration/slice=1-2/TestA/worker=oci"}

@@ -260,6 +260,9 @@ func (r *runner) selections(p testPackage) [][]string {
 	return selections
 }
 
+// furtherTries is how often a test is tried after the retries while it is undecided.
+const furtherTries = 20
+
 // retry runs the tests that differ again, and records what came out.
 func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) error {
 	up, gl := res.results[Upstream], res.results[Graphload]
@@ -276,28 +279,43 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 		r.Progress("%s: %s differs: upstream %s, graphload %s", res.name, test, up.status(test), gl.status(test))
 	}
 	var crashes [2]int
-	for n := range r.Retries {
-		if len(tests) == 0 {
+	left := make([]*Difference, len(diffs))
+	for i := range diffs {
+		left[i] = &diffs[i]
+	}
+	for n := range r.Retries + furtherTries {
+		if n >= r.Retries {
+			left = slices.DeleteFunc(left, func(d *Difference) bool { return !undecided(d.Upstream, d.Graphload) })
+		}
+		if len(left) == 0 {
 			break
 		}
-		r.Progress("%s: trying %d tests again (%d/%d)", res.name, len(tests), n+1, r.Retries)
+		if n < r.Retries {
+			r.Progress("%s: trying %d tests again (%d/%d)", res.name, len(left), n+1, r.Retries)
+		} else {
+			r.Progress("%s: trying %d tests further that upstream fails at times (%d/%d)", res.name, len(left), n+1, r.Retries+furtherTries)
+		}
+		tests = tests[:0]
+		for _, d := range left {
+			tests = append(tests, d.Test)
+		}
 		for flavor := range bin {
 			results, output, finished, err := r.again(ctx, res.testPackage, flavor, bin[flavor], tests)
 			if err != nil {
 				return err
 			}
-			if !finished {
+			if !finished && n < r.Retries {
 				crashes[flavor]++
 			}
 			if err := writeLog(r.log(res.testPackage, flavor, n+1), results, output); err != nil {
 				return err
 			}
-			for i, test := range tests {
-				list := &diffs[i].Upstream
+			for _, d := range left {
+				list := &d.Upstream
 				if flavor == Graphload {
-					list = &diffs[i].Graphload
+					list = &d.Graphload
 				}
-				*list = append(*list, results.status(test))
+				*list = append(*list, results.status(d.Test))
 			}
 		}
 	}
