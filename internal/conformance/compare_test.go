@@ -165,13 +165,29 @@ func TestUndecided(t *testing.T) {
 	}
 }
 
+// newRunner has package p, with the tests in src, in both trees.
+func newRunner(t *testing.T, src string) *runner {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "p"), 0o755))
+	for name, src := range map[string]string{"go.mod": "module m\n", "p/p_test.go": src} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(src), 0o600))
+	}
+	r := &runner{dir: t.TempDir(), Options: Options{
+		Trees:    [2]*assemble.Tree{{Dir: dir}, {Dir: dir}},
+		Worker:   "oci",
+		Output:   t.TempDir(),
+		Timeout:  time.Minute,
+		Progress: t.Logf,
+	}}
+	require.NoError(t, os.Mkdir(filepath.Join(r.Output, "logs"), 0o755))
+	return r
+}
+
 // What upstream fails at times is tried until ours has passed too, or never does.
 // Everything else is tried as often as it is to be.
 func TestRetry(t *testing.T) {
-	dir := t.TempDir()
-	for name, src := range map[string]string{
-		"go.mod": "module m\n",
-		"p/p_test.go": `package p
+	r := newRunner(t, `package p
 import ("os"; "path/filepath"; "strings"; "testing")
 // run passes in these runs of the daemon that comes first in PATH.
 func run(t *testing.T, upstream, graphload string) {
@@ -186,20 +202,8 @@ func run(t *testing.T, upstream, graphload string) {
 func TestPasses(t *testing.T) { run(t, "a,b,c,d", "") }
 func TestSometimes(t *testing.T) { run(t, "a,c", "h") }
 func TestOnUpstreamOnly(t *testing.T) { run(t, "a,c", "") }
-`,
-	} {
-		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(src), 0o600))
-	}
-	r := &runner{dir: t.TempDir(), Options: Options{
-		Trees:    [2]*assemble.Tree{{Dir: dir}, {Dir: dir}},
-		Worker:   "oci",
-		Retries:  3,
-		Output:   t.TempDir(),
-		Timeout:  time.Minute,
-		Progress: t.Logf,
-	}}
-	require.NoError(t, os.Mkdir(filepath.Join(r.Output, "logs"), 0o755))
+`)
+	r.Retries = 3
 	res, err := r.compare(t.Context(), testPackage{name: "p", daemons: true})
 	require.NoError(t, err)
 	type outcome struct {
@@ -257,26 +261,13 @@ func TestAgain(t *testing.T) {
 
 // A test that ends its process must not decide about the others.
 func TestAgainCrash(t *testing.T) {
-	dir := t.TempDir()
-	for name, src := range map[string]string{
-		"go.mod": "module m\n",
-		"p/p_test.go": `package p
+	r := newRunner(t, `package p
 import "testing"
 func TestA(t *testing.T) { t.Run("b", func(*testing.T) {}) }
 func TestB(t *testing.T) { panic("no") }
 func TestC(t *testing.T) { t.Fatal("C fails") }
 func TestD(*testing.T) {}
-`,
-	} {
-		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(src), 0o600))
-	}
-	r := &runner{dir: t.TempDir(), Options: Options{
-		Trees:    [2]*assemble.Tree{{Dir: dir}, {Dir: dir}},
-		Worker:   "oci",
-		Timeout:  time.Minute,
-		Progress: t.Logf,
-	}}
+`)
 	p := testPackage{name: "p"}
 	bin := filepath.Join(r.dir, "p.test")
 	require.NoError(t, p.compile(t.Context(), r.Trees[Graphload], bin))

@@ -85,8 +85,8 @@ func findBusybox() (*busybox, error) {
 //go:embed rootfs
 var scripts embed.FS
 
-// applets that are scripts, with the folder they have in Alpine.
-var applets = map[string]string{"adduser": "usr/sbin", "addgroup": "usr/sbin", "ttysize": "usr/bin"}
+// scriptApplets are the applets among them, as busybox.applets has its own.
+var scriptApplets = []string{"usr/sbin/adduser", "usr/sbin/addgroup", "usr/bin/ttysize"}
 
 const (
 	rootUser  = "root:x:0:0:root:/root:/bin/sh\n"
@@ -108,8 +108,8 @@ func busyboxImage(b *busybox, _ string) (v1.Image, error) {
 			r.link("bin/"+name, "bin/busybox")
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(applets)) {
-		r.script("bin/" + name)
+	for _, a := range scriptApplets {
+		r.script("bin/" + path.Base(a))
 	}
 	r.symlink("usr/bin/env", "../../bin/env")
 	r.file("etc/passwd", 0o644, []byte(rootUser+"daemon:x:1:1:daemon:/usr/sbin:/bin/false\n"+mailUser+nobody))
@@ -140,8 +140,8 @@ func alpineImage(b *busybox, _ string) (v1.Image, error) {
 			r.symlink(a, "/bin/busybox")
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(applets)) {
-		r.script(applets[name] + "/" + name)
+	for _, a := range scriptApplets {
+		r.script(a)
 	}
 	r.script("sbin/apk")
 	for _, name := range slices.Sorted(maps.Keys(packages)) {

@@ -283,40 +283,26 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 	for i := range diffs {
 		left[i] = &diffs[i]
 	}
-	for n := range r.Retries + furtherTries {
-		if n >= r.Retries {
-			left = slices.DeleteFunc(left, func(d *Difference) bool { return !undecided(d.Upstream, d.Graphload) })
+	for n := 1; n <= r.Retries && len(left) > 0; n++ {
+		r.Progress("%s: trying %d tests again (%d/%d)", res.name, len(left), n, r.Retries)
+		finished, err := r.try(ctx, res.testPackage, bin, left, n)
+		if err != nil {
+			return err
 		}
+		for flavor := range finished {
+			if !finished[flavor] {
+				crashes[flavor]++
+			}
+		}
+	}
+	for n := 1; n <= furtherTries; n++ {
+		left = slices.DeleteFunc(left, func(d *Difference) bool { return !undecided(d.Upstream, d.Graphload) })
 		if len(left) == 0 {
 			break
 		}
-		if n < r.Retries {
-			r.Progress("%s: trying %d tests again (%d/%d)", res.name, len(left), n+1, r.Retries)
-		} else {
-			r.Progress("%s: trying %d tests further that upstream fails at times (%d/%d)", res.name, len(left), n+1, r.Retries+furtherTries)
-		}
-		tests = tests[:0]
-		for _, d := range left {
-			tests = append(tests, d.Test)
-		}
-		for flavor := range bin {
-			results, output, finished, err := r.again(ctx, res.testPackage, flavor, bin[flavor], tests)
-			if err != nil {
-				return err
-			}
-			if !finished && n < r.Retries {
-				crashes[flavor]++
-			}
-			if err := writeLog(r.log(res.testPackage, flavor, n+1), results, output); err != nil {
-				return err
-			}
-			for _, d := range left {
-				list := &d.Upstream
-				if flavor == Graphload {
-					list = &d.Graphload
-				}
-				*list = append(*list, results.status(d.Test))
-			}
+		r.Progress("%s: trying %d tests further that upstream fails at times (%d/%d)", res.name, len(left), n, furtherTries)
+		if _, err := r.try(ctx, res.testPackage, bin, left, r.Retries+n); err != nil {
+			return err
 		}
 	}
 	for i := range diffs {
@@ -333,6 +319,33 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 	}
 	res.differences = diffs
 	return nil
+}
+
+// try runs the tests of the differences with both, the n-th time after the first,
+// and adds how they ended. finished tells which of the two ran them in one process.
+func (r *runner) try(ctx context.Context, p testPackage, bin [2]string, diffs []*Difference, n int) (finished [2]bool, _ error) {
+	tests := make([]string, len(diffs))
+	for i, d := range diffs {
+		tests[i] = d.Test
+	}
+	for flavor := range bin {
+		results, output, ok, err := r.again(ctx, p, flavor, bin[flavor], tests)
+		if err != nil {
+			return finished, err
+		}
+		finished[flavor] = ok
+		if err := writeLog(r.log(p, flavor, n), results, output); err != nil {
+			return finished, err
+		}
+		for _, d := range diffs {
+			list := &d.Upstream
+			if flavor == Graphload {
+				list = &d.Graphload
+			}
+			*list = append(*list, results.status(d.Test))
+		}
+	}
+	return finished, nil
 }
 
 // again runs tests once more. One that ends its process takes others with it:
