@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testutil"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
@@ -135,7 +136,7 @@ type browserMessage struct {
 // reported errors by then.
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
-	path := requireCommand(t, "chromium")
+	path := testutil.RequireCommand(t, "chromium")
 	home := t.TempDir()
 	theirIn, in, err := os.Pipe()
 	require.NoError(t, err)

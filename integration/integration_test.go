@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testutil"
 	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -26,12 +27,7 @@ func subject() testbed.Flavor {
 // it, and fails it in CI, where it must.
 func requireTestbed(t *testing.T) {
 	t.Helper()
-	if err := testbed.Check(); err != nil {
-		if os.Getenv("CI") == "true" {
-			require.NoError(t, err)
-		}
-		t.Skip(err)
-	}
+	testutil.Require(t, testbed.Check())
 }
 
 // newDaemon starts a daemon for the test. When the test fails the end of its

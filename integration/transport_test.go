@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testutil"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/moby/buildkit/client"
 	"github.com/pkg/errors"
@@ -205,22 +206,9 @@ func writeUnits(t *testing.T, bin string) (service, socket string) {
 	return filepath.Join(dir, "buildkit.service"), filepath.Join(dir, "buildkit.socket")
 }
 
-// requireCommand skips the test when a command is not there, and fails in CI.
-func requireCommand(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			require.NoError(t, err)
-		}
-		t.Skip(err)
-	}
-	return path
-}
-
 // TestSystemdUnits has systemd check the units.
 func TestSystemdUnits(t *testing.T) {
-	analyze := requireCommand(t, "systemd-analyze")
+	analyze := testutil.RequireCommand(t, "systemd-analyze")
 	bin, err := testbed.Binary(testbed.Graphload, "buildkitd")
 	require.NoError(t, err)
 	service, socket := writeUnits(t, bin)
@@ -281,7 +269,7 @@ func listens(t *testing.T, socket string) (out []string) {
 // socket that it is given, as buildkit.socket does.
 func TestSocketActivation(t *testing.T) {
 	requireTestbed(t)
-	activate := requireCommand(t, "systemd-socket-activate")
+	activate := testutil.RequireCommand(t, "systemd-socket-activate")
 	for _, flavor := range testbed.Flavors {
 		t.Run(string(flavor), func(t *testing.T) {
 			a, err := testbed.StartActivated(t.Context(), activate, flavor)
@@ -480,9 +468,9 @@ func TestDockerSystemd(t *testing.T) {
 		t.Skip("takes long: run make docker")
 	}
 	for _, name := range []string{"unshare", "nsenter", "pivot_root"} {
-		requireCommand(t, name)
+		testutil.RequireCommand(t, name)
 	}
-	init := requireCommand(t, "systemd")
+	init := testutil.RequireCommand(t, "systemd")
 	root, err := upstream.Root()
 	require.NoError(t, err)
 	s := bootSystemd(t, init, func(files string) {

@@ -39,7 +39,7 @@ func conformanceCommand() *cli.Command {
 				return err
 			}
 			if os.Getuid() != 0 {
-				return errors.New("the tests of the OCI worker need root")
+				return errors.New("the daemons that are tested need root")
 			}
 			pkgs := maps.Clone(debianPackages)
 			switch worker := cmd.String("worker"); {

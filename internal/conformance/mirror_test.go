@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testutil"
 	"github.com/stretchr/testify/require"
 )
 
@@ -22,9 +23,8 @@ func TestMirror(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds a registry")
 	}
-	if _, err := exec.LookPath("busybox"); err != nil {
-		t.Skip("busybox-static is not installed")
-	}
+	_, err := findBusybox()
+	testutil.Require(t, err)
 	registry, err := testbed.RegistryBinary(t.Context())
 	require.NoError(t, err)
 	dir := filepath.Join(t.TempDir(), "mirror")
@@ -58,13 +58,9 @@ func TestMirror(t *testing.T) {
 
 // What Debian's busybox lacks and the tests use works in the images.
 func TestImages(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("changes the root folder: needs root")
-	}
+	testutil.Require(t, testbed.Check())
 	bb, err := findBusybox()
-	if err != nil {
-		t.Skip(err)
-	}
+	testutil.Require(t, err)
 	const accounts = `set -e
 addgroup -g 2000 testgroup
 adduser -D -u 1000 -G testgroup first

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/testutil"
 	"github.com/stretchr/testify/require"
 )
 
@@ -133,9 +134,7 @@ func TestReleaseEnv(t *testing.T) {
 		}
 		return sums
 	}
-	if _, err := exec.LookPath(Architectures[runtime.GOARCH] + "-gcc"); err != nil {
-		t.Skip(err)
-	}
+	testutil.RequireCommand(t, Architectures[runtime.GOARCH]+"-gcc")
 	first := build()
 	for name, value := range map[string]string{
 		"GOENV": filepath.Join(src, "goenv"), "GOFLAGS": "-race", "GOEXPERIMENT": "fieldtrack", "GOFIPS140": "latest", "GOAMD64": "v2", "GODEBUG": "gotypesalias=0",
