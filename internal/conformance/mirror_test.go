@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -111,16 +112,34 @@ func TestClean(t *testing.T) {
 	dir := t.TempDir()
 	run := filepath.Join(dir, "run")
 	require.NoError(t, os.MkdirAll(run, 0o755))
-	cmd := exec.Command("sh", "-c", "trap '' TERM; env -i sleep 1000 & wait")
+	cmd := exec.Command("sh", "-c", "trap '' TERM; env -i sleep 1000 & echo $!; wait")
 	cmd.Env = append(os.Environ(), marker+"="+run)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
+	var child int
+	_, err = fmt.Fscanln(out, &child)
+	require.NoError(t, err)
+	_, running := parent(child)
+	require.True(t, running)
 	other := exec.Command("sleep", "1000")
 	other.Env = append(os.Environ(), marker+"="+run+"-other")
 	require.NoError(t, other.Start())
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, pid := range []int{cmd.Process.Pid, child, other.Process.Pid} {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	})
 
 	require.NoError(t, clean(run))
 	require.NoDirExists(t, run)
-	require.Error(t, cmd.Wait())
+	for _, pid := range []int{cmd.Process.Pid, child} {
+		_, running := parent(pid)
+		require.False(t, running, "process %d was not killed", pid)
+	}
+	_ = cmd.Wait() // the shell ends well if its child is killed before it
 	require.NoError(t, other.Process.Kill(), "a process of another run was killed")
 	require.Error(t, other.Wait())
 }
