@@ -29,7 +29,13 @@ type jobBuilds struct {
 	mu      sync.Mutex
 	running map[*Edge]struct{}
 	late    *time.Timer // releases the job if the last build does not
-	left    []func()    // called some time after the job has been released
+	left    []leftover  // released some time after the job
+}
+
+// leftover is something that is released unless it has been.
+type leftover struct {
+	released func() bool
+	release  func()
 }
 
 // Evaluate is Build for a job that may be discarded meanwhile, as by a client
@@ -113,30 +119,32 @@ func (j *Job) ended() bool {
 	return j.ownership().builds.hasEnded()
 }
 
-// ReleaseLeft has f called ten seconds after the job has been released, or from now
-// if it has ended. It is for results that go to somebody who may be gone when
-// they arrive: f releases those that have not been released.
-func (j *Job) ReleaseLeft(f func()) {
+// ReleaseLeft has release called ten seconds after the job has been released, or
+// from now if it has ended. It is for results that go to somebody who may be gone
+// when they arrive: release releases those that have not been released. Both
+// functions are forgotten at the end of the job if released reports that then.
+func (j *Job) ReleaseLeft(released func() bool, release func()) {
 	b := &j.ownership().builds
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.hasEnded() {
-		time.AfterFunc(leftTimeout, f)
+		time.AfterFunc(leftTimeout, release)
 		return
 	}
-	b.left = append(b.left, f)
+	b.left = append(b.left, leftover{released, release})
 }
 
-// releaseLeft calls what was given to ReleaseLeft, if there is anything.
+// releaseLeft releases what was given to ReleaseLeft and is still there.
 func (b *jobBuilds) releaseLeft() {
 	b.mu.Lock()
 	left := b.left
 	b.left = nil
 	b.mu.Unlock()
+	left = slices.DeleteFunc(left, func(l leftover) bool { return l.released() })
 	if len(left) > 0 {
 		time.AfterFunc(leftTimeout, func() {
-			for _, f := range left {
-				f()
+			for _, l := range left {
+				l.release()
 			}
 		})
 	}

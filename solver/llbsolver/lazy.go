@@ -44,7 +44,7 @@ type registrar interface {
 // are: requests of a gateway client are not waited for when its build ends.
 type evaluator interface {
 	Evaluate(context.Context, solver.Edge) (solver.CachedResultWithProvenance, error)
-	ReleaseLeft(func())
+	ReleaseLeft(released func() bool, release func())
 }
 
 var (
@@ -55,7 +55,7 @@ var (
 // lazyDefinition loads the definition of a ref at most once.
 type lazyDefinition struct {
 	g          flightcontrol.Group[*loadedDefinition]
-	guard      sync.Once  // has the builder release the result if nobody else does
+	guarded    sync.Once  // has the builder release the result if nobody else does
 	mu         sync.Mutex // protects the rest
 	registered bool
 	done       bool
@@ -75,9 +75,6 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 	if err != nil {
 		return nil, err
 	}
-	if e, ok := b.builder.(evaluator); ok {
-		guardRefs(e, res)
-	}
 	if evaluate {
 		if err := evaluateRefs(ctx, res); err != nil {
 			return nil, err
@@ -93,16 +90,13 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 	return res, err
 }
 
-// guardRefs has what is left of the refs of res released when the build has
-// ended. A forced solve that fails returns none of its refs, also not those that
-// succeeded, and one that succeeds may return them when the client is gone.
-func guardRefs(e evaluator, res *frontend.Result) {
-	_ = res.EachRef(func(ref solver.ResultProxy) error {
-		if rp, ok := ref.(*resultProxy); ok {
-			rp.lazy.guard.Do(func() { e.ReleaseLeft(rp.releaseLeft) })
-		}
-		return nil
-	})
+// guard has the result of the ref released when the build has ended, if nobody
+// else does. A forced solve that fails returns none of its refs, also not those
+// that succeeded, and one that succeeds may return them when the client is gone.
+func (rp *resultProxy) guard() {
+	if e, ok := rp.b.builder.(evaluator); ok && graphload.Enabled() {
+		rp.lazy.guarded.Do(func() { e.ReleaseLeft(rp.isReleased, rp.releaseLeft) })
+	}
 }
 
 // releaseLeft releases the result of the ref if it has not been released.
@@ -223,6 +217,7 @@ func (rp *resultProxy) evaluate(ctx context.Context) (solver.CachedResultWithPro
 	if err != nil {
 		return nil, err
 	}
+	rp.guard()
 	res, err := rp.b.build(ctx, def)
 	if err != nil && rp.isReleased() {
 		return nil, errors.Errorf("evaluating released result: %v", err)

@@ -3,11 +3,13 @@ package llbsolver
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/moby/buildkit/cache/remotecache"
 	"github.com/moby/buildkit/client/llb"
@@ -436,11 +438,39 @@ func TestReleaseLeft(t *testing.T) {
 		j.CloseProgress()
 		require.NoError(t, j.Discard())
 		var late atomic.Bool
-		j.ReleaseLeft(func() { late.Store(true) })
+		j.ReleaseLeft(late.Load, func() { late.Store(true) })
 		time.Sleep(11 * time.Second)
 		require.True(t, late.Load())
 		require.Zero(t, b.results.Load())
 	})
+}
+
+// TestEndedJobKeepsNothing has refs, which hold definitions, go with their build.
+func TestEndedJobKeepsNothing(t *testing.T) {
+	b := newBench(t)
+	refs := map[string]weak.Pointer[resultProxy]{}
+	func() {
+		j, br := b.job("job")
+		for _, name := range []string{"solved", "solved and released", "evaluated and released"} {
+			ref := lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), name))})
+			refs[name] = weak.Make(ref.(*resultProxy))
+			if name == "solved" {
+				continue
+			}
+			if name == "evaluated and released" {
+				require.NoError(t, evaluate(t, ref))
+			}
+			require.NoError(t, ref.Release(t.Context()))
+		}
+		j.CloseProgress()
+		require.NoError(t, j.Discard())
+	}()
+	for name, ref := range refs {
+		require.Eventually(t, func() bool {
+			runtime.GC()
+			return ref.Value() == nil
+		}, 5*time.Second, 10*time.Millisecond, name)
+	}
 }
 
 // TestErrorAfterRelease has a step fail when its ref has been released, as when
