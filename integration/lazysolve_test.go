@@ -88,12 +88,25 @@ func (p peer) options() (client.SolveOpt, error) {
 
 // solve solves a state lazily.
 func (b peerBuild) solve(ctx context.Context, st llb.State) (gateway.Reference, error) {
+	return b.solveWith(ctx, st, gateway.SolveRequest{}, false)
+}
+
+// solveWith solves a state, or a Dockerfile that has it as its context "steps",
+// as bake does for a target that another one has as a context.
+func (b peerBuild) solveWith(ctx context.Context, st llb.State, req gateway.SolveRequest, input bool) (gateway.Reference, error) {
 	// local sources are told apart by default, here they are shared by design
 	def, err := st.Marshal(ctx, llb.LocalUniqueID("testbed"))
 	if err != nil {
 		return nil, err
 	}
-	res, err := b.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB()})
+	if input {
+		req.Frontend = "dockerfile.v0"
+		req.FrontendInputs = map[string]*pb.Definition{"steps": def.ToPB()}
+		req.FrontendOpt = map[string]string{"context:steps": "input:steps", "filename": "Dockerfile.steps"}
+	} else {
+		req.Definition = def.ToPB()
+	}
+	res, err := b.Solve(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -367,8 +380,7 @@ type owned struct {
 	name  string
 	base  peer
 	state llb.State
-	err   string // when nobody has it
-	asked string // what is added to err after two builds were asked
+	err   string // of a build that has it neither itself nor from a base
 }
 
 // owned are what only the session of base has. The steps are new ones.
@@ -382,7 +394,7 @@ func (bed *randomBed) owned(t *testing.T) []owned {
 	secret, withAgent := peer{secrets: map[string]string{"token": "base"}, locals: bed.locals}, peer{agent: agent.Socket, locals: bed.locals}
 	const readSecret, findAgent = `test "$(cat /run/secrets/token)" = base`, `test -S "$SSH_AUTH_SOCK"`
 	return []owned{
-		{name: "secret file", base: secret, state: sh(bed.root, readSecret, secretFile("token")), err: "secret token: not found", asked: " (2 builds were asked, none offered it)"},
+		{name: "secret file", base: secret, state: sh(bed.root, readSecret, secretFile("token")), err: "secret token: not found"},
 		{name: "optional secret file", base: secret, state: sh(bed.root, readSecret, secretFile("token", llb.SecretOptional)), err: "exit code: 1"},
 		{name: "agent", base: withAgent, state: sh(bed.root, findAgent, llb.AddSSHSocket(llb.SSHID("default"))), err: `no SSH key "default" forwarded`},
 		{name: "optional agent", base: withAgent, state: sh(bed.root, findAgent, llb.AddSSHSocket(llb.SSHID("default"), llb.SSHOptional)), err: "exit code: 1"},
@@ -394,47 +406,84 @@ func (bed *randomBed) owned(t *testing.T) []owned {
 	}
 }
 
-// TestOwnerGone has a child that evaluates when the build of base has ended.
-func TestOwnerGone(t *testing.T) {
+// TestBaseGone has a child that evaluates when the build of base has ended. Then
+// it is alone, and its failure is not given to a build that comes later.
+func TestBaseGone(t *testing.T) {
 	bed := newRandomBed(t, subject())
 	for _, n := range bed.owned(t) {
 		t.Run(n.name, func(t *testing.T) {
 			n.base.name = "base"
-			require.NoError(t, n.base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
-				_, err := b.solve(ctx, n.state)
-				return err
-			}))
 			child := peer{name: "child", secrets: map[string]string{}, locals: bed.locals}
-			evaluate := func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, n.state) }
-			fails := func(ctx context.Context, msg string) {
-				start := time.Now()
-				require.ErrorContains(t, child.run(ctx, bed.client, evaluate), msg)
-				require.Less(t, time.Since(start), 10*time.Second)
+			evaluate := func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(n.state, "true")) }
+			for name, ended := range map[string]bool{"ended before the child solved": true, "ended before the child evaluated": false} {
+				t.Run(name, func(t *testing.T) {
+					leave, ready, left := make(chan struct{}), make(chan error, 1), make(chan error, 1)
+					go func() {
+						left <- n.base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+							_, err := b.solve(ctx, n.state)
+							ready <- err
+							<-leave
+							return err
+						})
+					}()
+					require.NoError(t, receive(t, ready))
+					end := func() {
+						close(leave)
+						require.NoError(t, receive(t, left))
+					}
+					if ended {
+						end()
+					}
+					require.NoError(t, child.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+						ref, err := b.solve(ctx, sh(n.state, "true"))
+						if err != nil {
+							return err
+						}
+						if !ended {
+							end()
+						}
+						err = within(ctx, t, ref.Evaluate)
+						require.ErrorContains(t, err, n.err)
+						require.NotContains(t, err.Error(), "builds were asked")
+						return nil
+					}))
+				})
 			}
-			fails(t.Context(), n.err)
-
-			// a build that only solved the same steps and offers nothing changes nothing
-			nothing := peer{name: "nothing", locals: bed.locals}
-			require.NoError(t, nothing.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
-				if _, err := b.solve(ctx, n.state); err != nil {
-					return err
-				}
-				fails(ctx, n.err+n.asked)
-				return n.base.run(ctx, bed.client, evaluate)
-			}), "the failure of the child must not be given to base")
+			require.NoError(t, n.base.run(t.Context(), bed.client, evaluate))
 		})
 	}
 }
 
-// TestUnrelatedOwner has a build that solves the steps of base before base does,
+// TestBasesHaveNothing has a child whose base offers no more than the child.
+func TestBasesHaveNothing(t *testing.T) {
+	bed := newRandomBed(t, subject())
+	for _, n := range bed.owned(t) {
+		t.Run(n.name, func(t *testing.T) {
+			base, child := peer{name: "base", locals: bed.locals}, peer{name: "child", locals: bed.locals}
+			require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+				if _, err := b.solve(ctx, n.state); err != nil {
+					return err
+				}
+				err := child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(n.state, "true")) })
+				require.ErrorContains(t, err, n.err)
+				if n.err != "exit code: 1" { // of a step that went without
+					require.ErrorContains(t, err, " (2 builds were asked)")
+				}
+				return nil
+			}))
+		})
+	}
+}
+
+// TestStrangerBefore has a build that solves the steps of base before base does,
 // and offers nothing.
-func TestUnrelatedOwner(t *testing.T) {
+func TestStrangerBefore(t *testing.T) {
 	bed := newRandomBed(t, subject())
 	for _, n := range bed.owned(t) {
 		t.Run(n.name, func(t *testing.T) {
 			n.base.name = "base"
-			unrelated, child := peer{name: "unrelated", locals: bed.locals}, peer{name: "child", locals: bed.locals}
-			require.NoError(t, unrelated.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+			stranger, child := peer{name: "stranger", locals: bed.locals}, peer{name: "child", locals: bed.locals}
+			require.NoError(t, stranger.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
 				if _, err := b.solve(ctx, n.state); err != nil {
 					return err
 				}
@@ -449,46 +498,150 @@ func TestUnrelatedOwner(t *testing.T) {
 	}
 }
 
-// TestSilentOwner stops the client of base. A step that the child can serve
-// goes on when the health check of the session of base has given up.
-func TestSilentOwner(t *testing.T) {
+// TestChainedOn says which builds get what base has: those that solve what is on
+// a result that the client of base has got, or that have one in an input.
+func TestChainedOn(t *testing.T) {
+	bed := newRandomBed(t, subject())
+	// base has a step that takes its secret, and one that has nothing to do with it
+	const missing = "secret token: not found"
+	args := llb.Args([]string{"/bin/sh", "-c", `test "$(cat /run/secrets/token)" = base # ` + identity.NewID()})
+	state := func(opts ...llb.RunOption) llb.State {
+		return bed.root.Run(append(opts, args, llb.Network(llb.NetModeNone), secretFile("token"))...).Root()
+	}
+	other := bed.root.File(llb.Mkdir("/other", 0o755))
+	on := func(st llb.State) llb.State { return st.File(llb.Mkdir("/on", 0o755)) }
+	beside := func(st llb.State) llb.State { return st.File(llb.Mkdir("/beside", 0o755)) }
+	withOther := func(st llb.State) llb.State { return st.File(llb.Copy(other, "/other", "/copy")) }
+	for _, tc := range []struct {
+		name   string
+		solved []llb.State // by base, lazily
+		forced []llb.State // by base
+		child  llb.State
+		input  bool // of a Dockerfile, what the child solves
+		late   bool // base solves when the child has solved
+		err    string
+	}{
+		{name: "on the result", solved: []llb.State{state()}, child: on(state())},
+		{name: "the result itself", solved: []llb.State{state()}, child: state(), err: missing},
+		{name: "an ancestor of the result", solved: []llb.State{on(state())}, child: state(), err: missing},
+		{name: "beside the result", solved: []llb.State{on(state())}, child: beside(state()), err: missing},
+		{name: "not on the result", solved: []llb.State{other, on(state())}, child: beside(state()), err: missing},
+		{name: "on another result", solved: []llb.State{other, on(state())}, child: withOther(state())},
+		{name: "on another result, that is forced", solved: []llb.State{on(state())}, forced: []llb.State{other}, child: withOther(state())},
+		{name: "on another result, and the step has been forced", solved: []llb.State{other}, forced: []llb.State{on(state())}, child: withOther(state(llb.IgnoreCache))},
+		{name: "on the result, that is forced", forced: []llb.State{state()}, child: on(state(llb.IgnoreCache))},
+		{name: "the result itself, that is forced", forced: []llb.State{state()}, child: state(llb.IgnoreCache), err: missing},
+		{name: "solved before base", solved: []llb.State{state()}, child: on(state()), late: true, err: missing},
+		{name: "the result is an input", solved: []llb.State{state()}, child: state(), input: true},
+		{name: "an input is on the result", solved: []llb.State{state()}, child: on(state()), input: true},
+		{name: "an input is an ancestor of the result", solved: []llb.State{on(state())}, child: state(), input: true, err: missing},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			// what was forced is not found in the cache
+			require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
+			base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: bed.locals}
+			child := peer{name: "child", secrets: map[string]string{}, locals: bed.locals}
+			require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+				solveBase := func() error {
+					for _, st := range tc.forced {
+						if _, err := b.solveWith(ctx, st, gateway.SolveRequest{Evaluate: true}, false); err != nil {
+							return err
+						}
+					}
+					for _, st := range tc.solved {
+						if _, err := b.solve(ctx, st); err != nil {
+							return err
+						}
+					}
+					return nil
+				}
+				if !tc.late {
+					if err := solveBase(); err != nil {
+						return err
+					}
+				}
+				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
+					ref, err := b.solveWith(ctx, tc.child, gateway.SolveRequest{}, tc.input)
+					if err != nil {
+						return err
+					}
+					if tc.late {
+						if err := solveBase(); err != nil {
+							return err
+						}
+					}
+					err = ref.Evaluate(ctx)
+					if tc.err != "" {
+						require.ErrorContains(t, err, tc.err)
+						require.NotContains(t, err.Error(), "builds were asked")
+						return nil
+					}
+					return err
+				})
+			}))
+		})
+	}
+}
+
+// TestNothingKept has a step of base that runs without cache for a child, and
+// again for base when the child has ended, as on upstream's daemon.
+func TestNothingKept(t *testing.T) {
+	for _, flavor := range testbed.Flavors {
+		t.Run(string(flavor), func(t *testing.T) {
+			bed := newRandomBed(t, flavor)
+			st := sh(bed.root, "cat /proc/sys/kernel/random/uuid > /seen", llb.IgnoreCache)
+			solve := func(ctx context.Context, b peerBuild) (gateway.Reference, error) { return b.solve(ctx, st) }
+			base, child := peer{name: "base", locals: bed.locals}, peer{name: "child", locals: bed.locals}
+			require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+				ref, err := solve(ctx, b)
+				if err != nil {
+					return err
+				}
+				first, err := child.read(ctx, bed.client, func(ctx context.Context, b peerBuild) (gateway.Reference, error) { return b.solve(ctx, sh(st, "true")) })
+				if err != nil {
+					return err
+				}
+				again, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/seen"})
+				require.NotEqual(t, first, string(again))
+				return err
+			}))
+		})
+	}
+}
+
+// TestSilentBase stops the client of base. A step that the child can serve goes
+// on when the health check of the session of base has given up.
+func TestSilentBase(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for a health check")
 	}
-	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
-	dir := t.TempDir()
-	require.NoError(t, testbed.WriteRootfs(dir))
-	locals := map[string]string{"rootfs": dir}
-	root := llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/"))
-	state := sh(root, `test "$(cat /run/secrets/token)" = child`, secretFile("token"))
+	t.Parallel()
+	bed := newRandomBed(t, testbed.Graphload)
+	state := sh(bed.root, `test "$(cat /run/secrets/token)" = child`, secretFile("token"))
 
 	// the connection of base goes through a proxy that can be stopped
-	proxy := newProxy(t, strings.TrimPrefix(d.Addr, "unix://"))
+	proxy := newProxy(t, strings.TrimPrefix(bed.daemon.Addr, "unix://"))
 	stopped, err := client.New(t.Context(), "unix://"+proxy.addr)
 	require.NoError(t, err)
 	defer stopped.Close()
-	c := newClient(t, d)
 
-	base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: locals}
-	child := peer{name: "child", secrets: map[string]string{"token": "child"}, locals: locals}
-	require.NoError(t, child.run(t.Context(), c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, root) }))
-	solved := make(chan struct{})
+	base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: bed.locals}
+	child := peer{name: "child", secrets: map[string]string{"token": "child"}, locals: bed.locals}
+	solved := make(chan error, 1)
 	go base.run(t.Context(), stopped, func(ctx context.Context, b peerBuild) error {
 		_, err := b.solve(ctx, state)
-		close(solved)
+		solved <- err
 		if err == nil {
 			<-ctx.Done()
 		}
 		return err
 	})
-	require.NoError(t, within(t.Context(), t, func(context.Context) error {
-		<-solved
-		return nil
-	}))
+	require.NoError(t, receive(t, solved))
 	proxy.stop()
 	start := time.Now()
-	require.NoError(t, child.run(t.Context(), c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }))
+	require.NoError(t, child.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) }))
 	require.Less(t, time.Since(start), time.Minute)
+	require.Greater(t, time.Since(start), time.Second, "base was not asked")
 	t.Logf("the child waited %s", time.Since(start))
 }
 

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -11,13 +12,18 @@ import (
 // The model of random graphs. It knows nothing of the solver, only what
 // clients may rely on:
 //
-//   - A need of a step is served by the first build that offers it. Builds that
-//     solved the step lazily and are still active come first, by the order in
-//     which they solved it, then those that are building it.
+//   - A build is chained on others whose client has got a result that is part of
+//     what the build solves: an ancestor of the result of a definition, or any op
+//     of an input of a frontend. Who solves the same result is a stranger.
+//   - A need of a step is served by the first build that offers it. Those come
+//     first that have solved the step, and on which a build is chained that builds
+//     it, in the order in which they solved it. Then come the builds that build
+//     it, by their start. Others are never asked.
 //   - What no build offers is missing: a required need fails the step, an
 //     optional one is absent in it.
 //   - What a step saw stays until something without cache runs it again.
-//   - A failure is given to others only as long as a build that met it is active.
+//   - A failure is given to others only as long as a build is active that builds
+//     the step.
 //
 // Where builds end, or solve, while others evaluate, more than one outcome is
 // right, and the model has all of them.
@@ -51,7 +57,7 @@ func (n need) offer() string {
 	return n.id
 }
 
-// missing is how the daemon reports that nobody offers the need.
+// missing is how the daemon reports that no build offers the need.
 func (n need) missing() string {
 	if n.kind == sshAgent {
 		return "no SSH key"
@@ -98,6 +104,7 @@ type randomBuild struct {
 	index   int
 	name    string
 	eager   bool
+	inputs  bool   // it solves a Dockerfile on its steps, and not the steps themselves
 	noCache string // "", "own" or "all": the steps that run without cache in its definitions
 	offers  map[string]string
 	parents []*randomBuild
@@ -106,6 +113,16 @@ type randomBuild struct {
 
 func (b *randomBuild) ignoresCache(s *randomStep) bool {
 	return b.noCache == "all" || b.noCache == "own" && s.build == b
+}
+
+// takes reports if a result of another build is part of what the build solves.
+func (b *randomBuild) takes(result *randomStep) bool {
+	for _, s := range b.targets {
+		if (b.inputs || s != result) && slices.Contains(s.closure(), result) {
+			return true
+		}
+	}
+	return false
 }
 
 // steps returns everything that is in the definitions of the build.
@@ -222,6 +239,7 @@ func (g *randomGraph) addBuild(rnd *rand.Rand, i int) {
 		index:   i,
 		name:    fmt.Sprintf("b%d", i),
 		eager:   chance(rnd, 0.25),
+		inputs:  chance(rnd, 0.3),
 		offers:  map[string]string{},
 		targets: map[string]*randomStep{},
 	}
@@ -232,6 +250,16 @@ func (g *randomGraph) addBuild(rnd *rand.Rand, i int) {
 		if chance(rnd, 0.4) {
 			b.offers[id] = randomOffer(id, i)
 		}
+	}
+	if i > 0 && chance(rnd, 0.2) { // it solves what another build does
+		of := pick(rnd, g.builds)
+		for _, platform := range slices.Sorted(maps.Keys(of.targets)) {
+			if len(b.targets) == 0 || chance(rnd, 0.8) {
+				b.targets[platform] = of.targets[platform]
+			}
+		}
+		g.builds = append(g.builds, b)
+		return
 	}
 	if i > 0 && chance(rnd, 0.9) {
 		b.parents = subset(rnd, g.builds, 1/float64(i))
@@ -282,7 +310,7 @@ func randomNeeds(rnd *rand.Rand, b *randomBuild) []need {
 }
 
 // addRounds decides what is done with the builds. Solves are in rounds of
-// their own, so that the order of owners is known but for those of one round.
+// their own, so that the order of builds is known but for those of one round.
 func (g *randomGraph) addRounds(rnd *rand.Rand) {
 	order := slices.Clone(g.builds)
 	if chance(rnd, 0.2) { // children solve before their parents
@@ -363,21 +391,32 @@ type stepState struct {
 	done     bool                  // it has run for sure
 	maybe    bool                  // it may have run
 	canceled bool                  // a run that was canceled may still be ending
-	poisoned map[*randomBuild]bool // active builds that may have met its failure
-	loaded   map[*randomBuild]bool // active builds that are building it
+	poisoned map[*randomBuild]bool // active builds that keep its failure, if it failed
+	loaded   map[*randomBuild]bool // active builds that build it, and if that is certain
 }
 
 // randomModel follows a graph from round to round.
 type randomModel struct {
 	g      *randomGraph
 	round  int
-	solved map[*randomBuild]int // round in which active builds solved
+	solved map[*randomBuild]int // round in which active builds started and solved
 	steps  map[*randomStep]*stepState
 	reruns map[*randomStep]bool // steps that may run more than once
+
+	// results that clients of active builds have, and builds that active ones are
+	// chained on, and if that is certain
+	results map[*randomBuild]map[*randomStep]bool
+	bases   map[*randomBuild]map[*randomBuild]bool
 }
 
 func newRandomModel(g *randomGraph) *randomModel {
-	m := &randomModel{g: g, solved: map[*randomBuild]int{}, steps: map[*randomStep]*stepState{}, reruns: map[*randomStep]bool{}}
+	m := &randomModel{
+		g: g, solved: map[*randomBuild]int{}, steps: map[*randomStep]*stepState{}, reruns: map[*randomStep]bool{},
+		results: map[*randomBuild]map[*randomStep]bool{}, bases: map[*randomBuild]map[*randomBuild]bool{},
+	}
+	for _, b := range g.builds {
+		m.end(b)
+	}
 	for _, s := range g.steps {
 		st := &stepState{poisoned: map[*randomBuild]bool{}, loaded: map[*randomBuild]bool{}}
 		for range s.needs {
@@ -391,51 +430,79 @@ func newRandomModel(g *randomGraph) *randomModel {
 	return m
 }
 
-// resolve returns what a need of a step may see now.
-func (m *randomModel) resolve(s *randomStep, n need, leaving, solving map[*randomBuild]bool, building []*randomBuild) map[string]bool {
-	out := map[string]bool{}
-	var owners, builders []*randomBuild
+// resolve returns what a need of a step may see now. At least one of building
+// has it run, and others are there that have built it before.
+func (m *randomModel) resolve(s *randomStep, n need, leaving map[*randomBuild]bool, building []*randomBuild) map[string]bool {
+	st := m.steps[s]
+	// the variant without cache has builders of its own
+	remains := func(b *randomBuild) bool { return st.loaded[b] && !leaving[b] && !m.reruns[s] }
+	chained := func(b, base *randomBuild) bool { return m.bases[b][base] && !leaving[b] }
+
+	var lenders, builders []*randomBuild
+	certain := map[*randomBuild]bool{} // to be asked as lender, and as builder
 	for _, b := range m.g.builds {
 		if _, ok := m.solved[b]; !ok || !slices.Contains(b.steps(), s) {
 			continue
 		}
-		if !b.eager {
-			owners = append(owners, b)
-		} else if m.steps[s].loaded[b] || slices.Contains(building, b) {
+		lends := false
+		for _, j := range m.g.builds {
+			_, loaded := st.loaded[j]
+			if _, ok := m.bases[j][b]; ok && (loaded || slices.Contains(building, j)) {
+				lends = true
+				certain[b] = certain[b] || remains(j) && chained(j, b)
+			}
+		}
+		if lends {
+			lenders = append(lenders, b)
+			certain[b] = certain[b] || !slices.ContainsFunc(building, func(j *randomBuild) bool { return !chained(j, b) })
+		}
+	}
+	for _, b := range m.g.builds {
+		if _, loaded := st.loaded[b]; loaded || slices.Contains(building, b) {
 			builders = append(builders, b)
 		}
 	}
-	slices.SortStableFunc(owners, func(a, b *randomBuild) int { return m.solved[a] - m.solved[b] })
-	certain := false
-	for i, b := range owners {
-		if certain && m.solved[b] != m.solved[owners[i-1]] {
-			return out
-		}
-		if v, ok := b.offers[n.offer()]; ok {
-			out[v] = true
-			if leaving[b] && n.kind == sshAgent {
-				out[cutOff] = true
+
+	out := map[string]bool{}
+	found := false // for sure
+	ask := func(builds []*randomBuild, certain func(*randomBuild) bool) {
+		slices.SortStableFunc(builds, func(a, b *randomBuild) int { return m.solved[a] - m.solved[b] })
+		for i, b := range builds {
+			if found && (i == 0 || m.solved[b] != m.solved[builds[i-1]]) {
+				return
 			}
-			certain = certain || !leaving[b] && !solving[b]
-		}
-	}
-	if certain {
-		return out
-	}
-	for _, b := range builders {
-		if v, ok := b.offers[n.offer()]; ok {
-			out[v] = true
-			if leaving[b] && n.kind == sshAgent {
-				out[cutOff] = true
+			if v, ok := b.offers[n.offer()]; ok {
+				out[v] = true
+				if leaving[b] && n.kind == sshAgent {
+					out[cutOff] = true
+				}
+				found = found || !leaving[b] && certain(b)
 			}
-			// the variant without cache has builders of its own
-			certain = certain || !leaving[b] && !m.reruns[s] && (m.steps[s].loaded[b] || len(building) == 1)
 		}
 	}
-	if !certain {
+	ask(lenders, func(b *randomBuild) bool { return certain[b] })
+	ask(builders, func(b *randomBuild) bool { return remains(b) || len(building) == 1 && building[0] == b })
+	if !found {
 		out[missing] = true
 	}
 	return out
+}
+
+// chain chains b on the builds with results that it takes, or may get in this
+// round.
+func (m *randomModel) chain(b *randomBuild, certain bool, leaving, solving map[*randomBuild]bool) {
+	for _, base := range m.g.builds {
+		if _, ok := m.solved[base]; !ok || base == b {
+			continue
+		}
+		for _, result := range base.targets {
+			got, ok := m.results[base][result]
+			if !b.takes(result) || !ok && !solving[base] {
+				continue
+			}
+			m.bases[b][base] = m.bases[b][base] || got && certain && !leaving[base]
+		}
+	}
 }
 
 // start begins a round and returns what each of its operations may do.
@@ -449,12 +516,21 @@ func (m *randomModel) start(round []randomOp) []expectation {
 			solving[op.build] = true
 		case opReturn, opKill:
 			leaving[op.build] = true
+		case opEvaluate:
+			if m.solvesAgain(op) {
+				solving[op.build] = true
+			}
 		}
 	}
 	building := map[*randomStep][]*randomBuild{}
 	for _, op := range round {
+		if op.kind == opSolve || m.solvesAgain(op) {
+			m.chain(op.build, op.kind == opSolve, leaving, solving)
+		}
 		for _, s := range op.builds() {
-			building[s] = append(building[s], op.build)
+			if !slices.Contains(building[s], op.build) {
+				building[s] = append(building[s], op.build)
+			}
 		}
 	}
 
@@ -469,7 +545,7 @@ func (m *randomModel) start(round []randomOp) []expectation {
 		}
 		possible := true
 		for i, n := range s.needs {
-			values := m.resolve(s, n, leaving, solving, building[s])
+			values := m.resolve(s, n, leaving, building[s])
 			for v := range values {
 				if v != missing || n.optional {
 					st.seen[i][v] = true
@@ -506,18 +582,24 @@ func (m *randomModel) start(round []randomOp) []expectation {
 			e.mayFail = true
 		}
 	}
-	// whoever may have met a failure keeps it until it ends
+	for _, op := range round {
+		for _, s := range op.builds() {
+			m.steps[s].loaded[op.build] = m.steps[s].loaded[op.build] || op.cancel == 0
+		}
+	}
+	// a failure is kept by all that build the step
 	for s := range mayFail {
-		for _, b := range building[s] {
+		for b := range m.steps[s].loaded {
 			m.steps[s].poisoned[b] = true
 		}
 	}
-	for s, builds := range building {
-		for _, b := range builds {
-			m.steps[s].loaded[b] = true
-		}
-	}
 	return out
+}
+
+// solvesAgain reports if an evaluation may have to solve first, because that has
+// failed before.
+func (m *randomModel) solvesAgain(op randomOp) bool {
+	return op.kind == opEvaluate && op.build.eager && !m.results[op.build][op.build.targets[op.platform]]
 }
 
 // cutOff is for a step that may be running although whoever evaluated it was
@@ -535,10 +617,19 @@ func (m *randomModel) cutOff(s *randomStep, leaving map[*randomBuild]bool) {
 // finish ends a round with what happened.
 func (m *randomModel) finish(round []randomOp, succeeded []bool) {
 	for i, op := range round {
+		switch {
+		case op.kind == opSolve:
+			for _, s := range op.build.targets {
+				m.results[op.build][s] = succeeded[i]
+			}
+		case m.solvesAgain(op):
+			m.results[op.build][op.build.targets[op.platform]] = succeeded[i]
+		}
 		for _, s := range op.builds() {
 			st := m.steps[s]
 			if succeeded[i] {
 				st.done = true
+				st.loaded[op.build] = true
 				st.canceled = st.canceled && m.reruns[s]
 			} else if op.cancel > 0 && (!st.done || m.reruns[s]) {
 				st.canceled = true
@@ -555,6 +646,10 @@ func (m *randomModel) finish(round []randomOp, succeeded []bool) {
 // end forgets a build that is not active any more.
 func (m *randomModel) end(b *randomBuild) {
 	delete(m.solved, b)
+	m.results[b], m.bases[b] = map[*randomStep]bool{}, map[*randomBuild]bool{}
+	for _, bases := range m.bases {
+		delete(bases, b)
+	}
 	for _, st := range m.steps {
 		delete(st.poisoned, b)
 		delete(st.loaded, b)
@@ -582,6 +677,10 @@ func (g *randomGraph) dot(m *randomModel, failure string) string {
 		if b.eager {
 			kind = "eager"
 		}
+		if b.inputs {
+			kind += " by inputs"
+		}
+		kind += " for " + targetNames(b)
 		var offers []string
 		for _, id := range append([]string{"ssh"}, randomSecrets...) {
 			if v, ok := b.offers[id]; ok {
@@ -615,6 +714,16 @@ func (g *randomGraph) dot(m *randomModel, failure string) string {
 		}
 	}
 	return sb.String()
+}
+
+// targetNames are the steps that a build solves.
+func targetNames(b *randomBuild) string {
+	var names []string
+	for _, s := range b.targets {
+		names = append(names, s.name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
 }
 
 func sortedKeys(m map[string]bool) []string {

@@ -8,202 +8,121 @@ import (
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/pkg/errors"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-const (
-	// connectTimeout is how long Any waits for sessions that are not
-	// connected, all of them together.
-	connectTimeout = 5 * time.Second
+// connectTimeout is how long Any waits for a session that is not connected.
+const connectTimeout = 5 * time.Second
 
-	// probeTimeout is how long a session may take to show that it is still
-	// there after an error that may come from its connection.
-	probeTimeout = time.Second
-)
-
-// LookupObserver is an iterator that is told what came of the sessions that it
-// gave to Any: how many were asked, and which one answered, if any.
-type LookupObserver interface {
-	LookupDone(ctx context.Context, asked int, answered string)
-}
-
-// Subgroup returns a group of the sessions ids of g that observes lookups as g
-// does.
-func Subgroup(g Group, ids ...string) Group {
-	return &subgroup{Group: NewGroup(ids...), parent: g}
-}
-
-type subgroup struct {
+// LentGroup is a group with sessions of its own and sessions that other builds
+// lend to it.
+type LentGroup interface {
 	Group
-	parent Group
+	// Lent reports if sessions are lent to the group.
+	Lent() bool
 }
 
-func (g *subgroup) SessionIterator() Iterator {
-	it := g.Group.SessionIterator()
-	if o, ok := g.parent.SessionIterator().(LookupObserver); ok {
-		return &observedIterator{Iterator: it, LookupObserver: o}
-	}
-	return it
-}
-
-type observedIterator struct {
+// LentIterator is the iterator of a LentGroup.
+type LentIterator interface {
 	Iterator
-	LookupObserver
+	// Lent reports if the session that NextSession returned last is lent.
+	Lent() bool
 }
 
-// Any calls f with the sessions of g in their order until one succeeds. A
-// session that is not connected is waited for, but no longer than five seconds
-// from the start of the call; a connected one has all the time that ctx
-// leaves, or until it is closed. One that is closed while it is asked counts as
-// one that is not connected.
+// LookupObserver is a LentIterator that is told what came of the sessions that it
+// returned to Any: how many were asked, and if one that is lent answered.
+type LookupObserver interface {
+	LookupDone(ctx context.Context, asked int, answered, lent bool)
+}
+
+// IsLent reports if sessions of other builds are lent to g.
+func IsLent(g Group) bool {
+	lg, ok := g.(LentGroup)
+	return ok && lg.Lent()
+}
+
+// Any calls f with the sessions of g in their order until one succeeds. A session
+// that is not connected is waited for up to five seconds.
 //
-// It returns nil when g is nil, ErrNoActiveSessions when it is empty and the
-// cause of ctx when that is done. When a single session was asked its error is
-// returned as it is. When several failed, the returned error is that of the
-// last session that answered, together with their number, and errors.Is finds
-// the errors of all of them.
+// It returns nil when g is nil and ErrNoActiveSessions when it is empty. When all
+// sessions fail, the error is that of the last one. If sessions are lent to the
+// group, it is that of the last session of its own, as it would be without the
+// others, together with the number of sessions; errors.Is finds a target only if
+// all sessions failed with it.
 func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, string, Caller) error) error {
-	if g == nil {
-		return nil
+	if !IsLent(g) {
+		return sm.anyOwn(ctx, g, f)
 	}
-	it := g.SessionIterator()
-	if it == nil {
-		return nil
-	}
-	asked, answered := 0, ""
-	if o, ok := it.(LookupObserver); ok {
-		defer func() { o.LookupDone(ctx, asked, answered) }()
+	it, ok := g.SessionIterator().(LentIterator)
+	if !ok {
+		return sm.anyOwn(ctx, g, f)
 	}
 
-	var failed failedSessions
-	deadline := time.Now().Add(connectTimeout)
+	var failed sessionsError
+	answered, lent := false, false
+	if o, ok := it.(LookupObserver); ok {
+		defer func() { o.LookupDone(ctx, len(failed.all), answered, lent) }()
+	}
 	for id := it.NextSession(); id != ""; id = it.NextSession() {
-		asked++
-		c, err := sm.connected(ctx, id, deadline)
-		reached := err == nil
-		if reached {
-			err = f(c.Context(ctx), id, c)
-		}
+		lent = it.Lent()
+		err := sm.ask(ctx, id, f)
+		failed.all = append(failed.all, err)
 		if err == nil {
-			answered = id
+			answered = true
 			return nil
 		}
-		if !reached || context.Cause(ctx) == nil && lost(ctx, c, err) {
-			err = &unreachableError{err}
+		if cause := context.Cause(ctx); cause != nil {
+			return errors.Wrap(cause, err.Error())
 		}
-		if context.Cause(ctx) != nil {
-			return errors.Wrap(context.Cause(ctx), err.Error())
-		}
-		failed = append(failed, err)
-	}
-	return failed.err()
-}
-
-// connected returns the session when it is connected before the deadline.
-func (sm *Manager) connected(ctx context.Context, id string, deadline time.Time) (Caller, error) {
-	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errors.WithStack(context.DeadlineExceeded))
-	defer cancel()
-	if context.Cause(ctx) != nil {
-		// the time is up, take the session only if it is there
-		c, err := sm.Get(context.WithoutCancel(ctx), id, true)
-		if cl, ok := c.(*client); err == nil && ok && cl != nil && !cl.closed() {
-			return cl, nil
+		if failed.error == nil || !lent {
+			failed.error = err
 		}
 	}
-	return sm.Get(ctx, id, false)
-}
-
-// lost reports if err comes from the connection of a session, and not from the
-// session. A call is canceled, or ends with the reason, when the session is
-// closed on this side, and is Unavailable when the connection is cut. Sessions
-// say the latter too, as clients do that have no token server, but then they are
-// healthy.
-func lost(ctx context.Context, c Caller, err error) bool {
-	if cl, ok := c.(*client); ok && cl.closed() && errors.Is(err, context.Cause(cl.context())) {
-		return true
+	if len(failed.all) > 1 {
+		return &failed
 	}
-	switch grpcerrors.Code(err) {
-	case codes.Canceled:
-		return true
-	case codes.Unavailable:
-		ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, errors.WithStack(context.DeadlineExceeded))
-		defer cancel()
-		_, err := grpc_health_v1.NewHealthClient(c.Conn()).Check(c.Context(ctx), &grpc_health_v1.HealthCheckRequest{})
-		return err != nil && grpcerrors.Code(err) != codes.Unimplemented
-	default:
-		return false
-	}
-}
-
-// IsUnreachable reports if err was returned by Any because no session could
-// be asked, as opposed to being refused by one.
-func IsUnreachable(err error) bool {
-	var ue *unreachableError
-	return errors.Is(err, ErrNoActiveSessions) || errors.As(err, &ue)
-}
-
-type unreachableError struct {
-	error
-}
-
-func (e *unreachableError) Unwrap() error {
-	return e.error
-}
-
-// failedSessions are the errors of the sessions that were asked, in order.
-type failedSessions []error
-
-func (errs failedSessions) err() error {
-	switch len(errs) {
-	case 0:
+	if failed.error == nil {
 		return errors.WithStack(ErrNoActiveSessions)
-	case 1:
-		return errs[0]
 	}
-	res := &sessionsError{error: errs[len(errs)-1], all: errs}
-	answered := false
-	for _, err := range errs {
-		if _, ok := err.(*unreachableError); ok { //nolint:errorlint // only what Any itself adds counts
-			res.unreachable++
-		} else {
-			answered = true
-		}
-	}
-	for i := len(errs) - 1; i >= 0 && answered; i-- {
-		if _, ok := errs[i].(*unreachableError); !ok { //nolint:errorlint // see above
-			res.error = errs[i]
-			break
-		}
-	}
-	return res
+	return failed.error
 }
 
-// sessionsError says that none of several sessions could serve a request. It
-// is the error of the last one that answered, so that its code and details are
-// what they would be with that session alone.
+// ask calls f with the session.
+func (sm *Manager) ask(ctx context.Context, id string, f func(context.Context, string, Caller) error) error {
+	connectCtx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.WithStack(context.DeadlineExceeded))
+	defer cancel()
+	c, err := sm.Get(connectCtx, id, false)
+	if err != nil {
+		return err
+	}
+	return f(c.Context(ctx), id, c)
+}
+
+// sessionsError says that none of several sessions could serve a request. It has
+// no Unwrap, as an error of one session is not one of all.
 type sessionsError struct {
-	error
-	all         []error
-	unreachable int
+	error // of one of the sessions
+	all   []error
 }
 
 func (e *sessionsError) Error() string {
-	msg := fmt.Sprintf("%s (%d builds were asked, none offered it", e.error, len(e.all))
-	if e.unreachable > 0 {
-		msg += fmt.Sprintf(", %d could not be reached", e.unreachable)
-	}
-	return msg + ")"
+	return fmt.Sprintf("%s (%d builds were asked)", e.error, len(e.all))
 }
 
-func (e *sessionsError) Unwrap() error {
-	return e.error
+// Code implements the interface that grpcerrors looks for.
+func (e *sessionsError) Code() codes.Code {
+	return grpcerrors.Code(e.error)
 }
 
+func (e *sessionsError) As(target any) bool {
+	return errors.As(e.error, target)
+}
+
+// Is reports if all sessions failed with target.
 func (e *sessionsError) Is(target error) bool {
 	for _, err := range e.all {
-		if errors.Is(err, target) {
-			return true
+		if !errors.Is(err, target) {
+			return false
 		}
 	}
-	return false
+	return true
 }

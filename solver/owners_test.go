@@ -1,11 +1,9 @@
 package solver
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,8 +18,7 @@ import (
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"google.golang.org/grpc"
 )
 
 // vtxSession is a vertex whose op records the sessions it was offered.
@@ -83,14 +80,15 @@ func requireEmpty(t *testing.T, s *Solver) {
 	t.Helper()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	s.owners.mu.RLock()
-	defer s.owners.mu.RUnlock()
 	require.Empty(t, s.actives, "active states are left")
-	require.Empty(t, s.owners.owners, "owners are left")
-	require.Empty(t, s.owners.kept, "kept states are left")
-	require.Empty(t, s.owners.failed, "failed states are left")
-	require.Empty(t, s.owners.merged, "merges are left")
-	require.Empty(t, s.owners.mergedFrom, "merges are left")
+	s.chains.mu.RLock()
+	defer s.chains.mu.RUnlock()
+	require.Nil(t, s.chains.results, "results are left")
+	for _, j := range s.jobs {
+		require.Nil(t, j.owner.vertices, "vertices of %s are left", j.id)
+		require.Empty(t, j.owner.chained, "jobs are chained on %s", j.id)
+		require.False(t, j.HasBases(), "%s is chained", j.id)
+	}
 	s.index.mu.Lock()
 	defer s.index.mu.Unlock()
 	require.Empty(t, s.index.backRefs, "edges are left in the index")
@@ -105,7 +103,19 @@ func sessionsOf(s *Solver, v Vertex) []string {
 	return session.AllSessionIDs(st.Session())
 }
 
-func TestRegisterLendsSession(t *testing.T) {
+// resultOf stands for the encoded op of a result.
+func resultOf(v Vertex) []byte {
+	return []byte(v.Digest())
+}
+
+// solved has the job solve v, as its client sees it.
+func solved(t *testing.T, j *Job, v Vertex) {
+	t.Helper()
+	require.NoError(t, j.Register(Edge{Vertex: v}))
+	j.AddResult(resultOf(v))
+}
+
+func TestChainLendsSession(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
 
@@ -114,108 +124,111 @@ func TestRegisterLendsSession(t *testing.T) {
 	own := newVtxSession(vtxOpt{name: "own", inputs: []Edge{{Vertex: v}}})
 
 	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+	solved(t, base, v)
 	require.Empty(t, s.actives, "registering must not create states")
 
 	child := newTestJob(t, s, "child")
+	child.ChainOn(resultOf(v))
 	require.NoError(t, buildVertex(t, child, own))
 	require.Equal(t, [][]string{{"base", "child"}}, in.execs())
 	require.Equal(t, [][]string{{"base", "child"}}, v.execs())
-	require.Equal(t, [][]string{{"child"}}, own.execs(), "the owner of an input must not lend its session to other steps")
+	require.Equal(t, [][]string{{"child"}}, own.execs(), "a base lends its session to its own steps only")
+	require.True(t, s.getState(Edge{Vertex: v}).Lent())
+	require.False(t, s.getState(Edge{Vertex: own}).Lent())
 
 	require.NoError(t, child.Discard())
+	require.Empty(t, s.actives, "owners keep no state")
 	require.NoError(t, base.Discard())
 	requireEmpty(t, s)
 }
 
-func TestRegisterDigests(t *testing.T) {
+// TestStrangerIsNotAsked has owners of the same vertices that the build is not
+// chained on, before and after it starts.
+func TestStrangerIsNotAsked(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
-	in := newVtxSession(vtxOpt{name: "in"})
-	v := newVtxSession(vtxOpt{name: "v", inputs: []Edge{{Vertex: in}}})
+	v := newVtxSession(vtxOpt{name: "v"})
+	other := newVtxSession(vtxOpt{name: "other"})
 
-	byDigest := newTestJob(t, s, "digests")
-	require.NoError(t, byDigest.RegisterDigests(t.Context(), nil, nil))
-	require.NoError(t, byDigest.RegisterDigests(t.Context(), []digest.Digest{in.Digest(), v.Digest()}, nil))
-	byEdge := newTestJob(t, s, "edge")
-	require.NoError(t, byEdge.Register(t.Context(), Edge{Vertex: v}))
-	require.NoError(t, byEdge.RegisterDigests(t.Context(), []digest.Digest{in.Digest(), v.Digest()}, nil))
+	before := newTestJob(t, s, "before")
+	solved(t, before, v)
+	build := newTestJob(t, s, "build")
+	solved(t, build, v)
+	build.ChainOn(resultOf(other)) // of nobody
+	after := newTestJob(t, s, "after")
+	solved(t, after, v)
+	require.NoError(t, buildVertex(t, build, v))
+	require.Equal(t, [][]string{{"build"}}, v.execs())
+	require.False(t, s.getState(Edge{Vertex: v}).Lent())
 
-	child := newTestJob(t, s, "child")
-	require.NoError(t, buildVertex(t, child, v))
-	require.Equal(t, [][]string{{"digests", "edge", "child"}}, in.execs())
-	require.Equal(t, [][]string{{"digests", "edge", "child"}}, v.execs())
-	for _, j := range []*Job{child, byEdge, byDigest} {
+	for _, j := range []*Job{before, build, after} {
 		require.NoError(t, j.Discard())
 	}
 	requireEmpty(t, s)
-	require.ErrorIs(t, byDigest.RegisterDigests(t.Context(), []digest.Digest{v.Digest()}, nil), ErrJobDiscarded)
 }
 
-func TestRegisterKeepsResults(t *testing.T) {
+// TestChainReachesAllOfBase has a child that is chained on one result of base and
+// builds another.
+func TestChainReachesAllOfBase(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
-
-	// the no-cache vertex would run again if its state was gone
-	v := newVtxSession(vtxOpt{name: "v", ignoreCache: true})
-	own := newVtxSession(vtxOpt{name: "own", inputs: []Edge{{Vertex: v}}})
-
+	one, two := newVtxSession(vtxOpt{name: "one"}), newVtxSession(vtxOpt{name: "two"})
 	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
-
+	solved(t, base, one)
 	child := newTestJob(t, s, "child")
-	require.NoError(t, buildVertex(t, child, own))
-	require.NoError(t, child.Discard())
-	require.NotContains(t, s.actives, own.Digest())
-	require.Contains(t, s.actives, v.Digest())
+	child.ChainOn(resultOf(one))
+	_, err := s.load(t.Context(), two, nil, child)
+	require.NoError(t, err)
+	require.Equal(t, []string{"child"}, sessionsOf(s, two))
+	require.NoError(t, base.Register(Edge{Vertex: two}), "base solves it later")
+	require.Equal(t, []string{"base", "child"}, sessionsOf(s, two))
 
-	require.NoError(t, buildVertex(t, base, v))
-	require.Len(t, v.execs(), 1, "the result of the child must be reused")
-
-	other := newTestJob(t, s, "other")
-	require.NoError(t, buildVertex(t, other, v))
-	require.Len(t, v.execs(), 1)
 	require.NoError(t, base.Discard())
-	require.Contains(t, s.actives, v.Digest(), "a job still builds the vertex")
-	require.NoError(t, other.Discard())
+	require.Equal(t, []string{"child"}, sessionsOf(s, two), "the relation ends with base")
+	require.NoError(t, child.Discard())
 	requireEmpty(t, s)
 }
 
-func TestRegisterOrder(t *testing.T) {
+// TestSessionOrder has random bases, children and strangers.
+func TestSessionOrder(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec
 
-	for range 200 {
+	for range 300 {
 		s := newTestSolver(t)
 		v := newVtxSession(vtxOpt{name: "v"})
-
 		const n = 8
 		jobs := make([]*Job, n)
 		for i := range jobs {
 			jobs[i] = newTestJob(t, s, fmt.Sprintf("job%d", i))
+			jobs[i].AddResult([]byte(jobs[i].id))
 		}
-		var want []string
-		for _, i := range rnd.Perm(n)[:rnd.IntN(n)] {
-			require.NoError(t, jobs[i].Register(t.Context(), Edge{Vertex: v}))
-			want = append(want, jobs[i].id)
+		owners := rnd.Perm(n)[:rnd.IntN(n)]
+		for _, i := range owners {
+			require.NoError(t, jobs[i].Register(Edge{Vertex: v}))
 		}
-		builds := map[int]bool{rnd.IntN(n): true}
-		for _, i := range rnd.Perm(n)[:rnd.IntN(n)] {
-			builds[i] = true
-		}
-		for i := range builds {
+		builds := rnd.Perm(n)[:1+rnd.IntN(n-1)]
+		lent := map[int]bool{}
+		for _, i := range builds {
 			_, err := s.load(t.Context(), v, nil, jobs[i])
 			require.NoError(t, err)
+			for _, base := range rnd.Perm(n)[:rnd.IntN(3)] {
+				jobs[i].ChainOn([]byte(jobs[base].id))
+				lent[base] = lent[base] || base != i
+			}
 		}
-		owners := map[string]bool{}
-		for _, id := range want {
-			owners[id] = true
+		var want []string
+		for _, i := range owners { // in the order of registration
+			if lent[i] {
+				want = append(want, jobs[i].id)
+			}
 		}
-		for i, j := range jobs { // in the order of their start
-			if builds[i] && !owners[j.id] {
-				want = append(want, j.id)
+		slices.Sort(builds) // by start
+		for _, i := range builds {
+			if !slices.Contains(want, jobs[i].id) {
+				want = append(want, jobs[i].id)
 			}
 		}
 		for range 3 {
@@ -228,7 +241,8 @@ func TestRegisterOrder(t *testing.T) {
 	}
 }
 
-func TestRegisterOrderParents(t *testing.T) {
+// TestSessionOrderParents has a nested build of a chained step.
+func TestSessionOrderParents(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
 
@@ -236,23 +250,74 @@ func TestRegisterOrderParents(t *testing.T) {
 	outer := vtxSubBuild(Edge{Vertex: inner}, vtxOpt{name: "outer"})
 
 	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: outer}))
-	other := newTestJob(t, s, "other")
-	require.NoError(t, other.Register(t.Context(), Edge{Vertex: inner}))
+	solved(t, base, outer)
+	stranger := newTestJob(t, s, "stranger")
+	solved(t, stranger, inner)
 	child := newTestJob(t, s, "child")
+	child.ChainOn(resultOf(outer))
 	require.NoError(t, buildVertex(t, child, outer))
-	require.Equal(t, [][]string{{"other", "base", "child"}}, inner.execs())
+	require.Equal(t, [][]string{{"base", "child"}}, inner.execs())
+	require.True(t, s.getState(Edge{Vertex: inner}).Lent())
 
-	require.NoError(t, child.Discard())
-	require.Contains(t, s.actives, outer.Digest())
-	require.NoError(t, base.Discard())
-	require.NotContains(t, s.actives, outer.Digest())
-	require.Contains(t, s.actives, inner.Digest())
-	require.NoError(t, other.Discard())
+	for _, j := range []*Job{child, base, stranger} {
+		require.NoError(t, j.Discard())
+	}
 	requireEmpty(t, s)
 }
 
-func TestRegisterNoCacheVariant(t *testing.T) {
+// TestSessionsJoin has a job that comes while the others are asked.
+func TestSessionsJoin(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	v := newVtxSession(vtxOpt{name: "v"})
+	first := newTestJob(t, s, "first")
+	_, err := s.load(t.Context(), v, nil, first)
+	require.NoError(t, err)
+	it := s.getState(Edge{Vertex: v}).SessionIterator()
+	require.Equal(t, "first", it.NextSession())
+	second := newTestJob(t, s, "second")
+	_, err = s.load(t.Context(), v, nil, second)
+	require.NoError(t, err)
+	require.Equal(t, "second", it.NextSession())
+	require.Empty(t, it.NextSession())
+	require.NoError(t, first.Discard())
+	require.NoError(t, second.Discard())
+	requireEmpty(t, s)
+}
+
+// testCaller is a session that is connected until it is closed.
+type testCaller struct {
+	ctx context.Context
+}
+
+func (c testCaller) Context(context.Context) context.Context { return c.ctx }
+func (testCaller) Supports(string) bool                      { return true }
+func (testCaller) Conn() *grpc.ClientConn                    { return nil }
+func (testCaller) SharedKey() string                         { return "" }
+
+// TestClosedSessionIsNotLent has a base whose client has gone, and which has not
+// been discarded yet.
+func TestClosedSessionIsNotLent(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	v := newVtxSession(vtxOpt{name: "v"})
+	base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
+	ctx, gone := context.WithCancelCause(t.Context())
+	base.SetSession(testCaller{ctx})
+	solved(t, base, v)
+	child.ChainOn(resultOf(v))
+	_, err := s.load(t.Context(), v, nil, child)
+	require.NoError(t, err)
+	require.Equal(t, []string{"base", "child"}, sessionsOf(s, v))
+	gone(errors.WithStack(context.Canceled))
+	require.Equal(t, []string{"child"}, sessionsOf(s, v))
+	require.NoError(t, base.Discard())
+	require.NoError(t, child.Discard())
+	requireEmpty(t, s)
+}
+
+// TestNoCacheVariant has both states that a digest can have.
+func TestNoCacheVariant(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
 
@@ -261,152 +326,135 @@ func TestRegisterNoCacheVariant(t *testing.T) {
 	require.Equal(t, v.Digest(), twin.Digest())
 
 	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+	solved(t, base, v)
 	child := newTestJob(t, s, "child")
+	child.ChainOn(resultOf(v))
 	require.NoError(t, buildVertex(t, child, v))
-
 	third := newTestJob(t, s, "third")
+	third.ChainOn(resultOf(v))
 	require.NoError(t, buildVertex(t, third, twin))
-	require.Equal(t, [][]string{{"base", "third"}}, twin.execs(), "the owner is shared by both variants")
+	require.Equal(t, [][]string{{"base", "child"}}, v.execs())
+	require.Equal(t, [][]string{{"base", "third"}}, twin.execs(), "the owner is found for both variants")
 
-	last := newTestJob(t, s, "last")
-	require.NoError(t, last.Register(t.Context(), Edge{Vertex: twin}))
+	// nothing is kept, so each --no-cache build runs its step
 	require.NoError(t, third.Discard())
-	require.NoError(t, child.Discard())
-	require.Len(t, s.actives, 2, "owners keep both variants")
-	for _, st := range s.actives {
-		require.Equal(t, []string{"base", "last"}, session.AllSessionIDs(st.Session()))
-	}
+	last := newTestJob(t, s, "last")
+	require.NoError(t, buildVertex(t, last, twin))
+	require.Len(t, twin.execs(), 2)
 
-	require.NoError(t, buildVertex(t, base, v))
-	require.Len(t, twin.execs(), 1)
-	require.Len(t, v.execs(), 1)
-
-	require.NoError(t, base.Discard())
-	require.NoError(t, last.Discard())
-	requireEmpty(t, s)
-}
-
-func TestRegisterEdgeMerge(t *testing.T) {
-	t.Parallel()
-	s := newTestSolver(t)
-
-	graph := func(name string) (dep, v *vtxSession) {
-		dep = newVtxSession(vtxOpt{name: "dep-" + name, cacheKeySeed: "dep"})
-		return dep, newVtxSession(vtxOpt{name: name, cacheKeySeed: "v", inputs: []Edge{{Vertex: dep}}})
-	}
-	dep0, v0 := graph("v0")
-	_, v1 := graph("v1")
-	_, v2 := graph("v2")
-
-	j0 := newTestJob(t, s, "j0")
-	require.NoError(t, buildVertex(t, j0, v0))
-
-	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v1}))
-	j1 := newTestJob(t, s, "j1")
-	require.NoError(t, buildVertex(t, j1, v1))
-	require.Empty(t, v1.execs(), "the edge was merged")
-	require.Equal(t, []string{"base", "j0", "j1"}, sessionsOf(s, v0))
-	require.Equal(t, []string{"base", "j0", "j1"}, sessionsOf(s, dep0))
-
-	// a build that registers the merged vertex later
-	late := newTestJob(t, s, "late")
-	require.NoError(t, late.Register(t.Context(), Edge{Vertex: v1}))
-	require.Equal(t, []string{"base", "late", "j0", "j1"}, sessionsOf(s, v0))
-	require.Equal(t, []string{"base", "late", "j0", "j1"}, sessionsOf(s, dep0))
-
-	// merging with what was merged already
-	oldest := newTestJob(t, s, "third")
-	require.NoError(t, oldest.Register(t.Context(), Edge{Vertex: v2}))
-	j2 := newTestJob(t, s, "j2")
-	require.NoError(t, buildVertex(t, j2, v2))
-	require.Equal(t, []string{"base", "late", "third", "j0", "j1", "j2"}, sessionsOf(s, v0))
-	require.Equal(t, []string{"third", "j2"}, sessionsOf(s, v2), "a merge has one direction")
-
-	for _, j := range []*Job{j0, j1, j2} {
-		require.NoError(t, j.Discard())
-	}
-	require.Equal(t, []string{"base", "late", "third"}, sessionsOf(s, v0))
-	for _, j := range []*Job{base, late, oldest} {
+	for _, j := range []*Job{child, base, last} {
 		require.NoError(t, j.Discard())
 	}
 	requireEmpty(t, s)
 }
 
-func TestRegisterProgress(t *testing.T) {
-	t.Parallel()
-	s := newTestSolver(t)
-	v := newVtxSession(vtxOpt{name: "v"})
+// mergeEdges merges the edge of src into that of dst, as the scheduler does.
+func mergeEdges(s *Solver, src, dst Vertex) {
+	s.s.mu.Lock()
+	defer s.s.mu.Unlock()
+	s.setEdge(Edge{Vertex: src}, s.getEdge(Edge{Vertex: dst}))
+}
 
-	status := func(j *Job) (get func() []*client.Vertex) {
-		ch := make(chan *client.SolveStatus)
-		done := make(chan struct{})
-		var out []*client.Vertex
-		go func() {
-			defer close(done)
-			for st := range ch {
-				out = append(out, st.Vertexes...)
+// TestMergedVertices merges a into b and b into c. Owners of a are asked for c,
+// also those that come later.
+func TestMergedVertices(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name  string
+		merge [][2]int
+	}{
+		{"one after the other", [][2]int{{0, 1}, {1, 2}}},
+		{"the other way round", [][2]int{{1, 2}, {0, 1}}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			s := newTestSolver(t)
+			vs := []*vtxSession{newVtxSession(vtxOpt{name: "a"}), newVtxSession(vtxOpt{name: "b"}), newVtxSession(vtxOpt{name: "c"})}
+			early := newTestJob(t, s, "early")
+			solved(t, early, vs[0])
+			child := newTestJob(t, s, "child")
+			child.ChainOn(resultOf(vs[0]))
+			for _, v := range vs {
+				_, err := s.load(t.Context(), v, nil, child)
+				require.NoError(t, err)
 			}
-		}()
-		go j.Status(context.WithoutCancel(t.Context()), ch)
-		return func() []*client.Vertex {
-			j.CloseProgress()
-			<-done
-			return out
-		}
-	}
+			require.Equal(t, []string{"child"}, sessionsOf(s, vs[2]))
+			for _, m := range tc.merge {
+				mergeEdges(s, vs[m[0]], vs[m[1]])
+			}
+			require.Equal(t, []string{"early", "child"}, sessionsOf(s, vs[2]))
+			require.Equal(t, []string{"early", "child"}, sessionsOf(s, vs[0]))
+			late := newTestJob(t, s, "late")
+			solved(t, late, vs[0])
+			require.Equal(t, []string{"early", "child"}, sessionsOf(s, vs[2]), "a stranger")
+			child.ChainOn(resultOf(vs[0]))
+			require.Equal(t, []string{"early", "late", "child"}, sessionsOf(s, vs[2]))
 
-	silent := newTestJob(t, s, "silent")
-	require.NoError(t, silent.Register(t.Context(), Edge{Vertex: v}))
-	silentStatus := status(silent)
+			// owners can end before what is built for the child
+			require.NoError(t, early.Discard())
+			require.Equal(t, []string{"late", "child"}, sessionsOf(s, vs[2]))
+			require.NoError(t, late.Discard())
+			require.NoError(t, buildVertex(t, child, vs[0]))
+			require.NoError(t, child.Discard())
+			requireEmpty(t, s)
+		})
+	}
+}
+
+// TestMergedAncestors has a chained build whose step is merged into that of a
+// stranger, which ends. What the step of the stranger is built on is built for
+// the child then, and with the session of its base.
+func TestMergedAncestors(t *testing.T) {
+	t.Parallel()
+	graph := func(name string) (dep, v *vtxSession) {
+		dep = newVtxSession(vtxOpt{name: "dep-" + name, cacheKeySeed: "dep-" + name})
+		return dep, newVtxSession(vtxOpt{name: name, cacheKeySeed: name, inputs: []Edge{{Vertex: dep}}})
+	}
+	s := newTestSolver(t)
+	dep, v := graph("base")
+	depStranger, stranger := graph("stranger")
+	j := newTestJob(t, s, "stranger")
+	_, err := s.load(t.Context(), stranger, nil, j)
+	require.NoError(t, err)
 	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
-	baseStatus := status(base)
-
+	solved(t, base, v)
 	child := newTestJob(t, s, "child")
-	childStatus := status(child)
-	require.NoError(t, buildVertex(t, child, v))
-	want := childStatus()
+	child.ChainOn(resultOf(v))
+	_, err = s.load(t.Context(), v, nil, child)
+	require.NoError(t, err)
+
+	mergeEdges(s, v, stranger)
+	require.NoError(t, j.Discard())
+	require.Equal(t, []string{"base", "child"}, sessionsOf(s, stranger))
+	require.Equal(t, []string{"base", "child"}, sessionsOf(s, depStranger))
+	require.Equal(t, []string{"base", "child"}, sessionsOf(s, dep))
 	require.NoError(t, child.Discard())
-
-	require.NoError(t, buildVertex(t, base, v))
-	got := baseStatus()
-
-	require.Empty(t, silentStatus(), "a job that only registered must not show the vertex")
-	last := func(vs []*client.Vertex) *client.Vertex {
-		require.NotEmpty(t, vs)
-		return vs[len(vs)-1]
-	}
-	require.Equal(t, last(want), last(got), "the vertex has the times of its real run")
-	require.NotNil(t, last(got).Completed)
-
-	require.NoError(t, silent.Discard())
 	require.NoError(t, base.Discard())
 	requireEmpty(t, s)
 }
 
-// TestDiscardedProgress has many jobs that build a vertex which lasts. What
-// they leave must not add up.
-func TestDiscardedProgress(t *testing.T) {
+// TestUnchainedMergeCostsAncestorsNothing has the merge of a build that is not
+// chained.
+func TestUnchainedMergeCostsAncestorsNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
-	v := vtx(vtxOpt{name: "v", inputs: []Edge{{Vertex: vtx(vtxOpt{name: "in"})}}})
-	base := newTestJob(t, s, "base")
-	require.NoError(t, buildVertex(t, base, v))
-	for i := range 3 {
-		child := newTestJob(t, s, fmt.Sprintf("child%d", i))
-		require.NoError(t, buildVertex(t, child, v))
-		require.NoError(t, child.Discard())
+	dep := newVtxSession(vtxOpt{name: "dep"})
+	dst := newVtxSession(vtxOpt{name: "dst", inputs: []Edge{{Vertex: dep}}})
+	src := newVtxSession(vtxOpt{name: "src"})
+	j := newTestJob(t, s, "job")
+	for _, v := range []Vertex{dst, src} {
+		_, err := s.load(t.Context(), v, nil, j)
+		require.NoError(t, err)
 	}
-	for _, st := range s.actives {
-		require.Len(t, st.allPw, 1)
-		require.Equal(t, 1, reflect.ValueOf(st.mpw).Elem().FieldByName("writers").Len())
-	}
-	require.NoError(t, base.Discard())
+	mergeEdges(s, src, dst)
+	require.NotNil(t, s.getState(Edge{Vertex: dst}).merged)
+	require.Nil(t, s.getState(Edge{Vertex: dep}).merged)
+	require.NoError(t, j.Discard())
 	requireEmpty(t, s)
 }
 
+// TestRegisterTakesNoPart has a base that changes nothing but whose session is
+// asked: not the progress, not the values, not the version.
 func TestRegisterTakesNoPart(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -415,10 +463,22 @@ func TestRegisterTakesNoPart(t *testing.T) {
 	base := newTestJob(t, s, "base")
 	base.SetValue(compat.JobValueKey, compat.CompatibilityVersionCurrent-1)
 	base.SetValue("entitlement", "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
+	solved(t, base, v)
+	ch := make(chan *client.SolveStatus)
+	done := make(chan struct{})
+	var shown []*client.Vertex
+	go func() {
+		defer close(done)
+		for st := range ch {
+			shown = append(shown, st.Vertexes...)
+		}
+	}()
+	go base.Status(context.WithoutCancel(t.Context()), ch)
+
 	child := newTestJob(t, s, "child")
 	child.SetValue(compat.JobValueKey, compat.CompatibilityVersionCurrent)
 	child.SetValue("entitlement", "child")
+	child.ChainOn(resultOf(v))
 	require.NoError(t, buildVertex(t, child, v))
 
 	st := s.getState(Edge{Vertex: v})
@@ -431,339 +491,103 @@ func TestRegisterTakesNoPart(t *testing.T) {
 		return nil
 	}))
 	require.Equal(t, []any{"child"}, values)
+	base.CloseProgress()
+	<-done
+	require.Empty(t, shown, "a job that only registered must not show the vertex")
 
 	require.NoError(t, child.Discard())
 	require.NoError(t, base.Discard())
 	requireEmpty(t, s)
 }
 
-func TestRegisterFailureNotKept(t *testing.T) {
+// TestFailureIsNotKept has a step of base that fails for a child. Nobody else is
+// given the failure.
+func TestFailureIsNotKept(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
-
-	in := newVtxSession(vtxOpt{name: "in", ignoreCache: true})
-	bad := newVtxSession(vtxOpt{name: "bad", inputs: []Edge{{Vertex: in}}})
-	bad.fail.Store(true)
-	top := newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}, {Vertex: in}}})
-
-	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
-	child := newTestJob(t, s, "child")
-	require.ErrorContains(t, buildVertex(t, child, top), "op bad failed")
-	require.NoError(t, child.Discard())
-	require.Contains(t, s.actives, in.Digest(), "a result that does not depend on the failure is kept")
-	require.Len(t, s.actives, 1)
-
-	bad.fail.Store(false)
-	again := newTestJob(t, s, "again")
-	require.NoError(t, buildVertex(t, again, top), "an old failure must not be given to another build")
-	require.Len(t, in.execs(), 1)
-	require.NoError(t, again.Discard())
-	require.NoError(t, base.Discard())
-	requireEmpty(t, s)
-}
-
-// registerOn has a job own a step that depends on bad.
-func registerOn(t *testing.T, s *Solver, bad Vertex) (top *vtxSession, base *Job) {
-	top = newVtxSession(vtxOpt{name: "top", inputs: []Edge{{Vertex: bad}}})
-	base = newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: top}))
-	return top, base
-}
-
-// requireRetried builds what has failed before, and ends base, which owns it.
-func requireRetried(t *testing.T, s *Solver, base *Job, v Vertex) {
-	t.Helper()
-	require.NoError(t, buildVertex(t, base, v), "an old failure must not be given to another build")
-	require.NoError(t, base.Discard())
-	requireEmpty(t, s)
-}
-
-// TestRegisterFailureOfOthers has a build meet the failure of a step that
-// another one has run. What depends on it failed for both.
-func TestRegisterFailureOfOthers(t *testing.T) {
-	t.Parallel()
-	s := newTestSolver(t)
-
-	bad := newVtxSession(vtxOpt{name: "bad"})
-	bad.fail.Store(true)
-	top, base := registerOn(t, s, bad)
-	first := newTestJob(t, s, "first")
-	require.ErrorContains(t, buildVertex(t, first, bad), "op bad failed")
-	child := newTestJob(t, s, "child")
-	require.ErrorContains(t, buildVertex(t, child, top), "op bad failed")
-	require.Len(t, bad.execs(), 1)
-	require.NoError(t, child.Discard())
-	require.NoError(t, first.Discard())
-	require.Empty(t, s.actives)
-
-	bad.fail.Store(false)
-	requireRetried(t, s, base, top)
-}
-
-// TestRegisterFailureAfterDiscard has a step fail when the job that ran it has
-// ended, as when a client goes.
-func TestRegisterFailureAfterDiscard(t *testing.T) {
-	t.Parallel()
-	s := newTestSolver(t)
-
-	started, proceed := make(chan struct{}), make(chan struct{})
-	bad := newVtxSession(vtxOpt{name: "bad", execPreFunc: func(context.Context) error {
-		close(started)
-		<-proceed
-		return errors.New("op bad failed")
-	}})
-	top, base := registerOn(t, s, bad)
-
-	child := newTestJob(t, s, "child")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	done := make(chan error)
-	go func() {
-		_, err := child.Build(ctx, Edge{Vertex: top})
-		done <- err
-	}()
-	<-started
-	require.NoError(t, child.Discard())
-	require.Len(t, s.actives, 2)
-	cancel(errors.WithStack(context.Canceled))
-	close(proceed)
-	require.Error(t, <-done)
-	require.Empty(t, s.actives)
-
-	bad.opt.execPreFunc = nil
-	requireRetried(t, s, base, top)
-}
-
-// TestRegisterFailureBelow has a step fail below one that is kept.
-func TestRegisterFailureBelow(t *testing.T) {
-	t.Parallel()
-	s := newTestSolver(t)
-
-	ctx, cancel := context.WithCancelCause(t.Context())
-	bad := newVtxSession(vtxOpt{name: "bad", execPreFunc: func(ctx context.Context) error {
-		cancel(errors.WithStack(context.Canceled))
-		<-ctx.Done()
-		return context.Cause(ctx)
-	}})
-	top, base := registerOn(t, s, bad)
-	child := newTestJob(t, s, "child")
-	_, err := child.Build(ctx, Edge{Vertex: top})
-	require.ErrorIs(t, err, context.Canceled)
-	require.NoError(t, child.Discard())
-	require.Len(t, s.actives, 2, "what was canceled is kept")
-
-	bad.opt.execPreFunc = nil
-	bad.fail.Store(true)
-	other := newTestJob(t, s, "other")
-	require.ErrorContains(t, buildVertex(t, other, bad), "op bad failed")
-	require.Contains(t, s.actives, bad.Digest())
-	require.NotContains(t, s.actives, top.Digest(), "what is kept must not outlive its inputs")
-	require.NoError(t, other.Discard())
-	require.Empty(t, s.actives)
-
-	bad.fail.Store(false)
-	requireRetried(t, s, base, top)
-}
-
-// TestRegisterFailureBetween has a step fail between the two looks that the end
-// of a job takes at failures.
-func TestRegisterFailureBetween(t *testing.T) {
-	t.Parallel()
-	s := newTestSolver(t)
-
-	bad := newVtxSession(vtxOpt{name: "bad"})
-	bad.fail.Store(true)
-	top, base := registerOn(t, s, bad)
-	child := newTestJob(t, s, "child")
-	require.ErrorContains(t, buildVertex(t, child, top), "op bad failed")
-	s.owners.mu.Lock()
-	delete(s.owners.failed, s.actives[bad.Digest()])
-	delete(s.owners.failed, s.actives[top.Digest()])
-	s.owners.mu.Unlock()
-	require.NoError(t, child.Discard())
-	require.Empty(t, s.actives)
-	require.NoError(t, base.Discard())
-	requireEmpty(t, s)
-}
-
-// fullCache cannot save results.
-type fullCache struct {
-	CacheManager
-	full atomic.Bool
-}
-
-func (c *fullCache) Save(key *CacheKey, s Result, createdAt time.Time) (*ExportableCacheKey, error) {
-	if c.full.Load() {
-		return nil, errors.New("no space left on device")
-	}
-	return c.CacheManager.Save(key, s, createdAt)
-}
-
-func TestRegisterFailureOfCache(t *testing.T) {
-	t.Parallel()
-	cache := &fullCache{CacheManager: NewInMemoryCacheManager()}
-	s := NewSolver(SolverOpt{ResolveOpFunc: testOpResolver, DefaultCache: cache})
-	defer s.Close()
-
 	v := newVtxSession(vtxOpt{name: "v"})
-	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
-	cache.full.Store(true)
-	child := newTestJob(t, s, "child")
-	require.ErrorContains(t, buildVertex(t, child, v), "no space left")
+	base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
+	solved(t, base, v)
+	child.ChainOn(resultOf(v))
+	v.fail.Store(true)
+	require.ErrorContains(t, buildVertex(t, child, v), "op v failed")
 	require.NoError(t, child.Discard())
-
-	cache.full.Store(false)
-	requireRetried(t, s, base, v)
-}
-
-// TestObserve looks at which errors of a build that is canceled count.
-func TestObserve(t *testing.T) {
-	t.Parallel()
-	s := newTestSolver(t)
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(errors.WithStack(context.Canceled))
-	for _, tc := range []struct {
-		ctx    context.Context
-		err    error
-		failed bool
-	}{
-		{t.Context(), nil, false},
-		{ctx, nil, false},
-		{ctx, errors.Wrap(context.Cause(ctx), "stopped"), false},
-		{t.Context(), errors.WithStack(context.Canceled), true},
-		{ctx, errors.New("exit code 1"), true},
-		{ctx, status.Error(codes.Canceled, "the client connection is closing"), true},
-		{ctx, errors.New("unexpected EOF"), true},
-	} {
-		v := vtx(vtxOpt{name: "v"})
-		op := &observedOp{st: &state{vtx: v, solver: s}}
-		op.observe(tc.ctx, tc.err)
-		require.Equal(t, tc.failed, op.failed.Load(), "%v", tc.err)
-	}
-}
-
-func TestRegisterCanceledBuild(t *testing.T) {
-	t.Parallel()
-	s := newTestSolver(t)
-
-	started := make(chan struct{}, 2)
-	v := newVtxSession(vtxOpt{name: "v", execPreFunc: func(ctx context.Context) error {
-		started <- struct{}{}
-		<-ctx.Done()
-		return context.Cause(ctx)
-	}})
-	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: v}))
-
-	child := newTestJob(t, s, "child")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	go func() {
-		<-started
-		cancel(errors.WithStack(context.Canceled))
-	}()
-	_, err := child.Build(ctx, Edge{Vertex: v})
-	require.ErrorIs(t, err, context.Canceled)
-	require.NoError(t, child.Discard())
-
-	v.opt.execPreFunc = nil
+	v.fail.Store(false)
 	require.NoError(t, buildVertex(t, base, v))
 	require.NoError(t, base.Discard())
 	requireEmpty(t, s)
 }
 
-func TestRegisterAfterDiscard(t *testing.T) {
+func TestAfterDiscard(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
-	j := newTestJob(t, s, "j")
+	v := newVtxSession(vtxOpt{name: "v"})
+	base, j := newTestJob(t, s, "base"), newTestJob(t, s, "j")
+	solved(t, base, v)
 	require.NoError(t, j.Discard())
-	require.ErrorIs(t, j.Register(t.Context(), Edge{Vertex: newVtxSession(vtxOpt{})}), ErrJobDiscarded)
-	requireEmpty(t, s)
+	require.ErrorIs(t, j.Err(), ErrJobDiscarded)
+	require.ErrorIs(t, j.Register(Edge{Vertex: v}), ErrJobDiscarded)
+	j.AddResult(resultOf(v))
+	j.ChainOn(resultOf(v))
+	require.False(t, base.IsResult(resultOf(v)), "only its own")
 	require.NoError(t, j.Discard(), "a second discard does nothing")
-}
-
-func TestRegisterCanceled(t *testing.T) {
-	t.Parallel()
-	s := newTestSolver(t)
-	j := newTestJob(t, s, "j")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(errors.WithStack(context.Canceled))
-	require.ErrorIs(t, j.Register(ctx, Edge{Vertex: newVtxSession(vtxOpt{})}), context.Canceled)
-	require.NoError(t, j.Discard())
-	requireEmpty(t, s)
-}
-
-// countingCache is a cache import that counts its lookups.
-type countingCache struct {
-	CacheManager
-	id      string
-	queries atomic.Int64
-}
-
-func (c *countingCache) ID() string { return c.id }
-
-func (c *countingCache) Query(inp []CacheKeyWithSelector, inputIndex Index, dgst digest.Digest, outputIndex Index) ([]*CacheKey, error) {
-	c.queries.Add(1)
-	return c.CacheManager.Query(inp, inputIndex, dgst, outputIndex)
-}
-
-func TestRegisterCacheImports(t *testing.T) {
-	t.Parallel()
-
-	imported := &countingCache{CacheManager: NewInMemoryCacheManager(), id: "import"}
-	// fill the import from a solver of its own
-	filler := NewSolver(SolverOpt{ResolveOpFunc: testOpResolver, DefaultCache: imported.CacheManager})
-	defer filler.Close()
-	fv := newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v"})
-	fj := newTestJob(t, filler, "filler")
-	require.NoError(t, buildVertex(t, fj, fv))
-	require.NoError(t, fj.Discard())
-
-	s := newTestSolver(t)
-	withImport := newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v", cacheSource: imported})
-	plain := newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v"})
-
-	base := newTestJob(t, s, "base")
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: plain}))
-	// the import comes with a second lazy solve of the same vertex
-	require.NoError(t, base.Register(t.Context(), Edge{Vertex: withImport}))
-	require.Zero(t, imported.queries.Load(), "registering must not use the import")
-
-	// another owner has an import without this step
-	empty := &countingCache{CacheManager: NewInMemoryCacheManager(), id: "empty"}
-	third := newTestJob(t, s, "third")
-	require.NoError(t, third.Register(t.Context(), Edge{Vertex: newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v", cacheSource: empty})}))
-
-	child := newTestJob(t, s, "child")
-	require.NoError(t, buildVertex(t, child, plain))
-	require.Empty(t, plain.execs(), "the import of the owner must be used")
-	require.NotZero(t, imported.queries.Load())
-	require.NotZero(t, empty.queries.Load())
-
-	// what was found stays, what was not goes with its owner
-	s.mu.RLock()
-	st := s.actives[plain.Digest()]
-	s.mu.RUnlock()
-	require.NotNil(t, st)
-	require.Contains(t, st.cache, "import")
-	require.NotContains(t, st.cache, "empty")
-	require.Len(t, st.ownerCaches(), 1)
-	require.NoError(t, third.Discard())
-	require.Empty(t, st.ownerCaches())
-
-	require.NoError(t, child.Discard())
 	require.NoError(t, base.Discard())
 	requireEmpty(t, s)
 }
 
-// TestRegisterDiscardRace lets jobs register, build and end at the same time.
-// Whatever the order is, nothing may be left: a registration either happens
-// before the discard marks the job, and is removed by it, or is refused. Both
-// look at the mark under the lock that protects the index. Builds exclude each
-// other and load nothing from the cache: joining a vertex that another job is
-// running, and logging a cache record whose edge is being merged, read without
-// a lock what the scheduler writes.
-func TestRegisterDiscardRace(t *testing.T) {
+// idCache is a cache import of which only the name is looked at.
+type idCache struct {
+	CacheManager
+	id string
+}
+
+func (c idCache) ID() string { return c.id }
+
+func TestLentCaches(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	withCache := func(id string) Vertex {
+		opt := vtxOpt{name: "v", cacheKeySeed: "v"}
+		in := vtxOpt{name: "in"}
+		if id != "" {
+			opt.cacheSource = idCache{NewInMemoryCacheManager(), id}
+			in.cacheSource = opt.cacheSource
+		}
+		opt.inputs = []Edge{{Vertex: vtx(in)}}
+		return vtx(opt)
+	}
+	ids := func(caches []CacheManager) (out []string) {
+		for _, cm := range caches {
+			out = append(out, cm.ID())
+		}
+		return out
+	}
+	plain := withCache("")
+	base, stranger, child := newTestJob(t, s, "base"), newTestJob(t, s, "stranger"), newTestJob(t, s, "child")
+	for _, id := range []string{"", "one", "two", "one"} { // the definition is solved again with other imports
+		solved(t, base, withCache(id))
+	}
+	solved(t, stranger, withCache("stranger"))
+	base.AddResult([]byte("result"))
+	child.ChainOn([]byte("result"))
+	require.Equal(t, []string{"one", "two"}, ids(child.LentCaches(plain.Digest())))
+	require.Equal(t, []string{"one", "two"}, ids(child.LentCaches(plain.Inputs()[0].Vertex.Digest())))
+	require.Empty(t, stranger.LentCaches(plain.Digest()))
+	require.Empty(t, child.LentCaches(digest.FromString("other")))
+	for _, j := range []*Job{base, stranger, child} {
+		require.NoError(t, j.Discard())
+	}
+	requireEmpty(t, s)
+}
+
+// TestDiscardRace lets jobs register, chain, build and end at the same time.
+// Whatever the order is, nothing may be left: what a job registers is either there
+// before the discard marks the job, and is removed by it, or refused. Both look at
+// the mark under chains.mu or the lock of the job. Builds exclude each other and
+// load nothing from the cache: joining a vertex that another job is running, and
+// logging a cache record whose edge is being merged, read without a lock what the
+// scheduler writes.
+func TestDiscardRace(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -793,11 +617,14 @@ func TestRegisterDiscardRace(t *testing.T) {
 				j.SessionID = j.id
 				inner, ctx := errgroup.WithContext(t.Context())
 				for range rnd.IntN(3) + 1 {
-					v := vs[rnd.IntN(len(vs))]
+					v, on := vs[rnd.IntN(len(vs))], vs[rnd.IntN(len(vs))]
 					inner.Go(func() error {
-						if err := j.Register(ctx, Edge{Vertex: v}); !errors.Is(err, ErrJobDiscarded) {
+						j.ChainOn(resultOf(on))
+						if err := j.Register(Edge{Vertex: v}); !errors.Is(err, ErrJobDiscarded) && err != nil {
 							return err
 						}
+						j.AddResult(resultOf(v))
+						sessionsOf(s, on)
 						return nil
 					})
 				}
@@ -827,80 +654,25 @@ func TestRegisterDiscardRace(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestOwnerIndexRace uses all of the index at the same time, without a
-// scheduler that would serialize it.
-func TestOwnerIndexRace(t *testing.T) {
-	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	_, vertices := modelGraph(rand.New(rand.NewPCG(seed, 9)), 30, false) //nolint:gosec
-	vs := vertices[0]
-
-	var o ownerIndex
-	var eg errgroup.Group
-	for w := range 8 {
-		eg.Go(func() error {
-			rnd := rand.New(rand.NewPCG(seed, uint64(w))) //nolint:gosec
-			for range 2000 {
-				j := &Job{}
-				var inner errgroup.Group
-				for range 2 {
-					v := vs[rnd.IntN(len(vs))]
-					inner.Go(func() error {
-						if err := o.register(t.Context(), j, o.missing(j, v, nil), nil, nil); !errors.Is(err, ErrJobDiscarded) {
-							return err
-						}
-						return nil
-					})
-				}
-				a, b := vs[rnd.IntN(len(vs))].Digest(), vs[rnd.IntN(len(vs))].Digest()
-				o.inherit(a, b)
-				regs := o.lookup(a)
-				if !slices.IsSortedFunc(regs, func(a, b *registration) int { return cmp.Compare(a.seq, b.seq) }) {
-					return errors.Errorf("owners of %s are not in the order of registration", a)
-				}
-				o.remove(j)
-				if err := inner.Wait(); err != nil {
-					return err
-				}
-				for _, v := range vs {
-					for _, reg := range o.lookup(v.Digest()) {
-						if reg.job == j {
-							return errors.Errorf("%s is still owned by a discarded job", v.Name())
-						}
-					}
-				}
-				o.mu.Lock()
-				o.forgetMerges(a)
-				o.mu.Unlock()
-			}
-			return nil
-		})
-	}
-	require.NoError(t, eg.Wait())
-	require.Empty(t, o.owners)
-}
-
-// TestMergeUnbuilt merges the edge of a state that nobody has built yet. It has
-// no op then.
-func TestMergeUnbuilt(t *testing.T) {
+// TestEndedBaseIsForgotten has a job that lives long and is chained on many that
+// do not.
+func TestEndedBaseIsForgotten(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
-	j := newTestJob(t, s, "job")
-	built := newVtxSession(vtxOpt{name: "built", cacheKeySeed: "built"})
-	require.NoError(t, buildVertex(t, j, built))
-	other := newVtxSession(vtxOpt{name: "other", cacheKeySeed: "other"})
-	_, err := s.load(t.Context(), other, nil, j)
-	require.NoError(t, err)
-
-	func() {
-		s.s.mu.Lock()
-		defer s.s.mu.Unlock()
-		s.setEdge(Edge{Vertex: other}, s.getEdge(Edge{Vertex: built}))
-	}()
-	require.NoError(t, buildVertex(t, j, other))
-	require.Empty(t, other.execs())
-
-	require.NoError(t, j.Discard())
+	long := newTestJob(t, s, "long")
+	for i := range 100 {
+		base := newTestJob(t, s, fmt.Sprintf("base%d", i))
+		base.AddResult([]byte("r"))
+		long.ChainOn([]byte("r"))
+		require.Len(t, long.bases(), 1)
+		require.NoError(t, base.Discard())
+	}
+	require.Empty(t, long.bases())
+	long.AddResult([]byte("r"))
+	child := newTestJob(t, s, "child")
+	child.ChainOn([]byte("r"))
+	require.NoError(t, child.Discard())
+	require.Empty(t, long.owner.chained)
+	require.NoError(t, long.Discard())
 	requireEmpty(t, s)
 }

@@ -1,84 +1,127 @@
 package solver
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 
 	"github.com/moby/buildkit/session"
-	digest "github.com/opencontainers/go-digest"
+	"github.com/moby/buildkit/util/graphload"
 )
 
-// NextSession returns the sessions that can serve the vertex, one at a time
-// and each once, and the empty string when there is no other: the owners of
-// the vertex by registration, then the jobs that build it by start, then the
-// same for the parents of a nested build. Jobs that have ended are left out while
-// another one builds the vertex. The order does not depend on who asks or how
-// often, so a value that several sessions offer is taken from the same one every
-// time.
-func (g *sessionGroup) NextSession() string {
+// sessions returns an iterator over the sessions that can serve the vertex: those
+// that are lent, by owners of the vertex that a job which builds it is chained
+// on, in the order of registration; then the jobs that build it, by start; then
+// the same for the parents of a nested build. A value that several sessions offer
+// is taken from the same one every time.
+func (s *state) sessions() session.Iterator {
+	if !graphload.Enabled() {
+		return s.sessionIterator()
+	}
+	return &stateSessions{state: s, next: s.ownSessions(), visited: map[string]struct{}{}}
+}
+
+// stateSessions returns each session of a state once.
+type stateSessions struct {
+	state   *state
+	next    []stateSession
+	visited map[string]struct{}
+	lent    bool
+}
+
+// stateSession is a session that can serve a state.
+type stateSession struct {
+	id   string
+	lent bool
+}
+
+var (
+	_ session.LentGroup    = (*state)(nil)
+	_ session.LentIterator = (*stateSessions)(nil)
+)
+
+// NextSession implements session.Iterator. Jobs that come while it is used are
+// returned as well.
+func (it *stateSessions) NextSession() string {
 	for {
-		for len(g.parents) > 0 {
-			if id := g.parents[0].NextSession(); id != "" {
-				return id
+		for len(it.next) > 0 {
+			s := it.next[0]
+			it.next = it.next[1:]
+			if !it.isVisited(s) {
+				it.visited[s.id], it.lent = struct{}{}, s.lent
+				return s.id
 			}
-			g.parents = g.parents[1:]
 		}
-		switch g.mode {
-		case 0:
-			g.parents = []session.Iterator{session.NewGroup(g.ownSessions()...).SessionIterator()}
-		case 1:
-			g.parents = g.parentSessions()
-		default:
+		it.next = slices.DeleteFunc(it.state.allSessions(), it.isVisited)
+		if len(it.next) == 0 {
 			return ""
 		}
-		g.mode++
 	}
 }
 
-// ownSessions returns the sessions of owners and jobs of the state that have
-// not been visited, and marks them.
-func (g *sessionGroup) ownSessions() []string {
-	var ids []string
-	visit := func(id string) {
-		if _, ok := g.visited[id]; ok || id == "" {
-			return
-		}
-		g.visited[id] = struct{}{}
-		ids = append(ids, id)
-	}
+func (it *stateSessions) isVisited(s stateSession) bool {
+	_, ok := it.visited[s.id]
+	return ok || s.id == ""
+}
 
-	for _, reg := range g.solver.owners.lookup(g.origDigest) {
-		visit(reg.job.SessionID)
-	}
+// Lent implements session.LentIterator.
+func (it *stateSessions) Lent() bool {
+	return it.lent
+}
 
-	g.mu.RLock()
-	jobs := slices.Collect(maps.Keys(g.jobs))
-	g.mu.RUnlock()
-	// A job that has ended lends its session to nobody, but what it is still
-	// building must not fail for want of it before it is canceled.
-	if slices.ContainsFunc(jobs, func(j *Job) bool { return !j.ended() }) {
-		jobs = slices.DeleteFunc(jobs, (*Job).ended)
+// Lent implements session.LentGroup.
+func (s *state) Lent() bool {
+	if !graphload.Enabled() {
+		return false
 	}
+	own := s.ownSessions()
+	if len(own) == 0 {
+		own = s.allSessions()
+	}
+	return len(own) > 0 && own[0].lent
+}
+
+// ownSessions returns the sessions of the state without those of its parents, in
+// order. Some can be returned more than once.
+func (s *state) ownSessions() []stateSession {
+	s.mu.RLock()
+	jobs := slices.Collect(maps.Keys(s.jobs))
+	s.mu.RUnlock()
 	slices.SortFunc(jobs, compareJobs)
-	for _, j := range jobs {
-		visit(j.SessionID)
+
+	var out []stateSession
+	for _, j := range s.lenders(jobs) {
+		out = append(out, stateSession{j.SessionID, true})
 	}
-	return ids
+	for _, j := range jobs {
+		out = append(out, stateSession{j.SessionID, false})
+	}
+	return out
 }
 
-// parentSessions returns the iterators of the parent states, in the order of
-// their digests.
-func (g *sessionGroup) parentSessions() []session.Iterator {
-	g.solver.mu.RLock()
-	defer g.solver.mu.RUnlock()
+// allSessions returns the sessions of the state and its parents, in order.
+func (s *state) allSessions() []stateSession {
+	s.solver.mu.RLock()
+	defer s.solver.mu.RUnlock()
 
-	var its []session.Iterator
-	for _, dgst := range slices.Sorted(maps.Keys(g.state.parents)) {
-		if st, ok := g.solver.actives[digest.Digest(dgst)]; ok {
-			it := st.sessionIterator()
-			it.visited = g.visited
-			its = append(its, it)
+	var out []stateSession
+	visited := map[*state]struct{}{}
+	var add func(*state)
+	add = func(s *state) {
+		visited[s] = struct{}{}
+		out = append(out, s.ownSessions()...)
+		for _, dgst := range slices.Sorted(maps.Keys(s.parents)) {
+			parent, ok := s.solver.actives[dgst]
+			if _, done := visited[parent]; ok && !done {
+				add(parent)
+			}
 		}
 	}
-	return its
+	add(s)
+	return out
+}
+
+// compareJobs orders jobs by start.
+func compareJobs(a, b *Job) int {
+	return cmp.Or(a.startedTime.Compare(b.startedTime), cmp.Compare(a.uniqueID, b.uniqueID))
 }

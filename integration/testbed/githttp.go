@@ -14,7 +14,7 @@ import (
 // GitServer serves a git repository over http with git http-backend.
 type GitServer struct {
 	URL    string // of the repository
-	Commit string
+	Commit string // the last one
 
 	server *httpServer
 	dir    string
@@ -35,41 +35,19 @@ func StartGitServer(ctx context.Context, files map[string]string, token string) 
 			g.Close()
 		}
 	}()
-	work := filepath.Join(dir, "work")
-	for name, content := range files {
-		path := filepath.Join(work, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return nil, errors.WithStack(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			return nil, errors.WithStack(err)
-		}
+	if err := os.Mkdir(g.work(), 0o755); err != nil {
+		return nil, errors.WithStack(err)
 	}
-	git := func(args ...string) (string, error) {
-		cmd := command(ctx, "git", args...)
-		cmd.Dir = work
-		cmd.Env = []string{
-			"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "GIT_CONFIG_NOSYSTEM=1",
-			"GIT_AUTHOR_NAME=testbed", "GIT_AUTHOR_EMAIL=testbed@localhost",
-			"GIT_COMMITTER_NAME=testbed", "GIT_COMMITTER_EMAIL=testbed@localhost",
-		}
-		dt, err := output(cmd)
-		return strings.TrimSpace(string(dt)), err
-	}
-	for _, args := range [][]string{
-		{"init", "-q", "-b", "main"},
-		{"add", "."},
-		{"commit", "-q", "--allow-empty", "-m", "initial"},
-		{"clone", "-q", "--bare", ".", filepath.Join(dir, "repos", "repo.git")},
-	} {
-		if _, err := git(args...); err != nil {
-			return nil, err
-		}
-	}
-	if g.Commit, err = git("rev-parse", "HEAD"); err != nil {
+	if _, err := g.git(ctx, "init", "-q", "-b", "main"); err != nil {
 		return nil, err
 	}
-	execPath, err := git("--exec-path")
+	if err := g.commit(ctx, files); err != nil {
+		return nil, err
+	}
+	if _, err := g.git(ctx, "clone", "-q", "--bare", ".", g.repo()); err != nil {
+		return nil, err
+	}
+	execPath, err := g.git(ctx, "--exec-path")
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +65,57 @@ func StartGitServer(ctx context.Context, files map[string]string, token string) 
 	}
 	g.URL = g.server.URL + "/repo.git"
 	return g, nil
+}
+
+func (g *GitServer) work() string {
+	return filepath.Join(g.dir, "work")
+}
+
+func (g *GitServer) repo() string {
+	return filepath.Join(g.dir, "repos", "repo.git")
+}
+
+// Push adds a commit with the given files, by path, to branch main.
+func (g *GitServer) Push(ctx context.Context, files map[string]string) error {
+	if err := g.commit(ctx, files); err != nil {
+		return err
+	}
+	_, err := g.git(ctx, "push", "-q", g.repo(), "main")
+	return err
+}
+
+func (g *GitServer) commit(ctx context.Context, files map[string]string) error {
+	for name, content := range files {
+		path := filepath.Join(g.work(), name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return errors.WithStack(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	if _, err := g.git(ctx, "add", "."); err != nil {
+		return err
+	}
+	if _, err := g.git(ctx, "commit", "-q", "--allow-empty", "-m", "testbed"); err != nil {
+		return err
+	}
+	var err error
+	g.Commit, err = g.git(ctx, "rev-parse", "HEAD")
+	return err
+}
+
+// git runs git in the work tree.
+func (g *GitServer) git(ctx context.Context, args ...string) (string, error) {
+	cmd := command(ctx, "git", args...)
+	cmd.Dir = g.work()
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + g.dir, "GIT_CONFIG_NOSYSTEM=1",
+		"GIT_AUTHOR_NAME=testbed", "GIT_AUTHOR_EMAIL=testbed@localhost",
+		"GIT_COMMITTER_NAME=testbed", "GIT_COMMITTER_EMAIL=testbed@localhost",
+	}
+	dt, err := output(cmd)
+	return strings.TrimSpace(string(dt)), err
 }
 
 // Close stops the server and removes the repository.

@@ -14,6 +14,9 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +33,7 @@ import (
 type RegistryOptions struct {
 	User     string // basic authentication if set
 	Password string
+	Tokens   bool // instead of basic authentication, tokens for the user
 	TLS      bool // with a certificate of its own, see Registry.CA
 }
 
@@ -40,6 +44,7 @@ type Registry struct {
 
 	opt     RegistryOptions
 	process *process
+	front   *httpServer // with tokens
 	dir     string
 }
 
@@ -107,6 +112,9 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 	}()
 	select {
 	case err := <-listens:
+		if err == nil && opt.Tokens {
+			err = r.serveTokens()
+		}
 		return r, err
 	case <-ctx.Done():
 		return nil, errors.WithStack(context.Cause(ctx))
@@ -124,7 +132,7 @@ func (r *Registry) writeConfig() (string, error) {
 		"storage": m{"filesystem": m{"rootdirectory": filepath.Join(r.dir, "data")}},
 		"http":    http,
 	}
-	if r.opt.User != "" {
+	if r.opt.User != "" && !r.opt.Tokens {
 		hash, err := bcrypt.GenerateFromPassword([]byte(r.opt.Password), bcrypt.MinCost)
 		if err != nil {
 			return "", errors.WithStack(err)
@@ -152,6 +160,43 @@ func (r *Registry) writeConfig() (string, error) {
 	return path, errors.WithStack(os.WriteFile(path, dt, 0o600))
 }
 
+// serveTokens puts a server before the registry that asks for a token, and has
+// one for the user. Others get a token that allows nothing, as from Docker Hub.
+func (r *Registry) serveTokens() (err error) {
+	const anonymous = "anonymous"
+	token := rand.Text()
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.Host})
+	r.front, err = serveHTTP(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/token" {
+			user, password, _ := req.BasicAuth()
+			if req.Method == http.MethodPost {
+				user, password = req.PostFormValue("username"), req.PostFormValue("password")
+			}
+			issued := anonymous
+			if user != "" {
+				if !equal(user, r.opt.User) || !equal(password, r.opt.Password) {
+					http.Error(w, "unauthorized", http.StatusUnauthorized)
+					return
+				}
+				issued = token
+			}
+			json.NewEncoder(w).Encode(map[string]any{"token": issued, "access_token": issued, "expires_in": 300})
+			return
+		}
+		if !equal(req.Header.Get("Authorization"), "Bearer "+token) {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="testbed"`, req.Host))
+			http.Error(w, "unauthorized", http.StatusUnauthorized)
+			return
+		}
+		proxy.ServeHTTP(w, req)
+	}))
+	if err != nil {
+		return err
+	}
+	r.Host = strings.TrimPrefix(r.front.URL, "http://")
+	return nil
+}
+
 // DaemonConfig is the part of buildkitd.toml that the registry needs.
 func (r *Registry) DaemonConfig() string {
 	if r.opt.TLS {
@@ -174,7 +219,13 @@ func (r *Registry) Login(b *Builder) error {
 
 // Close ends the registry and removes its content.
 func (r *Registry) Close() error {
-	return closeProcess(r.process, r.dir)
+	err := closeProcess(r.process, r.dir)
+	if r.front != nil {
+		if frontErr := r.front.Close(); err == nil {
+			err = frontErr
+		}
+	}
+	return err
 }
 
 // writeCertificate writes a fresh certificate for 127.0.0.1 and its key.

@@ -40,7 +40,7 @@ func Logins(ctx context.Context, sm *session.Manager, g session.Group, host stri
 	if len(logins) == 0 {
 		return session.NewGroup(ids...) // and no lookup that somebody answers
 	}
-	return session.Subgroup(g, logins...)
+	return session.NewGroup(logins...)
 }
 
 func hasLogin(ctx context.Context, sm *session.Manager, g session.Group, host string) bool {

@@ -11,18 +11,27 @@ import (
 
 // deferredCacheManager puts off a cache import until a build needs it: until
 // the definition it belongs to is built, or until a vertex of that definition
-// is looked up by a build that does so first.
+// is looked up by a build that is chained on it.
 type deferredCacheManager struct {
 	id    string
 	start func() solver.CacheManager
 }
 
-// newDeferredCacheManager returns a cache manager that calls fn to import the
-// cache when it is first used or started. fn runs in the background; methods
-// wait for it.
-func newDeferredCacheManager(id string, fn func() (solver.CacheManager, error)) solver.CacheManager {
-	return &deferredCacheManager{id: id, start: sync.OnceValue(func() solver.CacheManager {
+// deferCacheImport returns a cache manager that calls fn to import the cache when
+// it is first used or started, and finds nothing if the build has ended by then.
+// fn runs in the background; methods wait for it.
+func (b *llbBridge) deferCacheImport(id string, fn func() (solver.CacheManager, error)) solver.CacheManager {
+	j, ok := b.job()
+	if !ok {
 		return newLazyCacheManager(id, fn)
+	}
+	return &deferredCacheManager{id: id, start: sync.OnceValue(func() solver.CacheManager {
+		return newLazyCacheManager(id, func() (solver.CacheManager, error) {
+			if err := j.Err(); err != nil {
+				return nil, err
+			}
+			return fn()
+		})
 	})}
 }
 

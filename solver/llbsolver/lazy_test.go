@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 	"weak"
 
@@ -19,7 +18,6 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/llbsolver/cdidevices"
-	llberrdefs "github.com/moby/buildkit/solver/llbsolver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/source"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
@@ -78,23 +76,26 @@ func (b *bench) seen(name string) [][]string {
 	return b.sessions[name]
 }
 
-// job starts a build with a session of the same id. Its bridge is what a
-// frontend or a client of the build talks to.
+// job starts a build with a session of the same id. Its bridge is what the client
+// of the build talks to.
 func (b *bench) job(id string) (*solver.Job, *provenanceBridge) {
 	j, err := b.solver.NewJob(id)
 	require.NoError(b.t, err)
 	b.t.Cleanup(func() { j.Discard() })
 	j.SessionID = id
 	j.SetValue(keyEntitlements, entitlements.Set{})
-	return j, b.bridge(j)
+	br := b.bridge(j)
+	br.rootReq = &frontend.SolveRequest{}
+	return j, br
 }
 
 func (b *bench) bridge(builder solver.Builder) *provenanceBridge {
 	return &provenanceBridge{llbBridge: &llbBridge{
-		builder:       builder,
-		resolveWorker: func() (worker.Worker, error) { return b, nil },
-		eachWorker:    func(f func(worker.Worker) error) error { return f(b) },
-		cms:           map[string]solver.CacheManager{},
+		builder:         builder,
+		resolveWorker:   func() (worker.Worker, error) { return b, nil },
+		eachWorker:      func(f func(worker.Worker) error) error { return f(b) },
+		cms:             map[string]solver.CacheManager{},
+		provenanceStore: newProvenanceStore(),
 		resolveCacheImporterFuncs: map[string]remotecache.ResolveCacheImporterFunc{
 			"test": func(context.Context, session.Group, map[string]string) (remotecache.Importer, ocispecs.Descriptor, error) {
 				b.imports.Add(1)
@@ -218,10 +219,10 @@ func (f frontendFunc) Solve(ctx context.Context, br frontend.FrontendLLBBridge, 
 	return f(ctx, br, inputs, sid)
 }
 
-func TestLazySolveThroughFrontends(t *testing.T) {
-	b := newBench(t)
-	_, baseBridge := b.job("base")
-	baseBridge.frontends = map[string]frontend.Frontend{
+// testFrontends has "inner", which solves each of its inputs, and "outer", which
+// solves inner and then something for itself.
+func testFrontends(t *testing.T, own llb.State) map[string]frontend.Frontend {
+	return map[string]frontend.Frontend{
 		"inner": frontendFunc(func(ctx context.Context, br frontend.FrontendLLBBridge, inputs map[string]*pb.Definition, sid string) (*frontend.Result, error) {
 			res := &frontend.Result{}
 			for k, def := range inputs {
@@ -229,29 +230,133 @@ func TestLazySolveThroughFrontends(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				res.AddRef(k, r.Ref)
+				_, split := solver.SplitResultProxy(r.Ref) // as the forwarder does
+				res.AddRef(k, split)
 			}
 			return res, nil
 		}),
 		"outer": frontendFunc(func(ctx context.Context, br frontend.FrontendLLBBridge, inputs map[string]*pb.Definition, sid string) (*frontend.Result, error) {
+			if _, err := br.Solve(ctx, frontend.SolveRequest{Definition: marshal(t, own)}, sid); err != nil {
+				return nil, err
+			}
 			return br.Solve(ctx, frontend.SolveRequest{Frontend: "inner", FrontendInputs: inputs}, sid)
 		}),
 	}
+}
+
+// TestChainedOn has a base and another build that solves something with its
+// steps, and says in which cases the other is chained on base.
+func TestChainedOn(t *testing.T) {
+	img := llb.Image("docker.io/library/img")
+	below := run(img, "below")
+	base := run(below, "base")
+	internal := run(img, "internal")
+	byInput := func(st llb.State) frontend.SolveRequest {
+		return frontend.SolveRequest{Frontend: "outer", FrontendInputs: map[string]*pb.Definition{"in": marshal(t, st)}}
+	}
+	raw := func(st llb.State) frontend.SolveRequest {
+		return frontend.SolveRequest{Definition: marshal(t, st)}
+	}
+	unconnected := raw(run(below, "unconnected"))
+	unconnected.Definition.Def = append([][]byte{resultOp(marshal(t, base))}, unconnected.Definition.Def...)
+
+	for _, tc := range []struct {
+		name    string
+		base    frontend.SolveRequest
+		child   frontend.SolveRequest
+		chained bool
+	}{
+		{"definition on the result", raw(base), raw(run(base, "child")), true},
+		{"definition far above the result", raw(base), raw(run(run(run(base, "a"), "b"), "child")), true},
+		{"the result itself", raw(base), raw(base), false},
+		{"definition on what the result is built on", raw(base), raw(run(below, "child")), false},
+		{"op that is no ancestor", raw(base), unconnected, false},
+		{"input that is the result", raw(base), byInput(base), true},
+		{"input on the result", raw(base), byInput(run(base, "child")), true},
+		{"input that the result is built on", raw(base), byInput(below), false},
+		{"result of a frontend", byInput(base), raw(run(base, "child")), true},
+		{"result of a frontend as input", byInput(base), byInput(base), true},
+		{"what a frontend solved for itself", byInput(base), raw(run(internal, "child")), false},
+		{"frontend that solves the result", raw(internal), byInput(below), false},
+		{"forced", withEvaluate(raw(base)), withEvaluate(raw(run(base, "child"))), true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newBench(t)
+			_, baseBridge := b.job("base")
+			baseBridge.frontends = testFrontends(t, internal)
+			_, err := baseBridge.Solve(t.Context(), tc.base, "")
+			require.NoError(t, err)
+			child, childBridge := b.job("child")
+			childBridge.frontends = testFrontends(t, run(internal, "of the frontend"))
+			_, err = childBridge.Solve(t.Context(), tc.child, "")
+			require.NoError(t, err)
+			require.Equal(t, tc.chained, child.HasBases())
+		})
+	}
+
+	// what a build solves for itself, as for an SBOM, comes from no client
+	b := newBench(t)
+	_, baseBridge := b.job("base")
+	lazySolve(t, baseBridge, raw(base))
+	other, _ := b.job("other")
+	lazySolve(t, b.bridge(other), raw(run(base, "scan")))
+	require.False(t, other.HasBases())
+}
+
+func withEvaluate(req frontend.SolveRequest) frontend.SolveRequest {
+	req.Evaluate = true
+	return req
+}
+
+func TestLazySolveThroughFrontends(t *testing.T) {
+	b := newBench(t)
+	_, baseBridge := b.job("base")
+	baseBridge.frontends = testFrontends(t, llb.Scratch().File(llb.Mkdir("/x", 0o755)))
 	states := map[string]llb.State{}
 	inputs := map[string]*pb.Definition{}
 	for _, name := range []string{"amd64", "arm64"} {
 		states[name] = run(llb.Image("docker.io/library/img-"+name), name)
 		inputs[name] = marshal(t, states[name])
 	}
-	_, err := baseBridge.Solve(t.Context(), frontend.SolveRequest{Frontend: "outer", FrontendInputs: inputs}, "")
+	_, err := baseBridge.Solve(t.Context(), frontend.SolveRequest{Frontend: "outer", FrontendInputs: inputs, Evaluate: true}, "")
 	require.NoError(t, err)
-	require.Equal(t, int64(2), b.parsed.Load(), "each source is loaded once")
+	parsed := b.parsed.Load()
 
 	_, childBridge := b.job("child")
 	for name, st := range states {
 		require.NoError(t, evaluate(t, lazySolve(t, childBridge, frontend.SolveRequest{Definition: marshal(t, run(st, "child"))})))
-		require.Equal(t, [][]string{{"base", "child"}}, b.seen(name))
+		require.Equal(t, [][]string{{"base"}}, b.seen(name))
 	}
+	require.Equal(t, int64(2), parsed, "each source is loaded once")
+}
+
+// TestForcedSolveRegisters has a forced solve and a lazy one of the same step after
+// it. The forced one is the older owner.
+func TestForcedSolveRegisters(t *testing.T) {
+	b := newBench(t)
+	img := llb.Image("docker.io/library/img")
+	req := frontend.SolveRequest{Definition: marshal(t, run(img, "base"))}
+	_, forced := b.job("forced")
+	_, err := forced.Solve(t.Context(), withEvaluate(req), "")
+	require.NoError(t, err)
+	_, lazy := b.job("lazy")
+	lazySolve(t, lazy, req)
+	_, child := b.job("child")
+	again := run(run(img, "base", llb.IgnoreCache), "child") // the same digest
+	require.NoError(t, evaluate(t, lazySolve(t, child, frontend.SolveRequest{Definition: marshal(t, again)})))
+	require.Equal(t, [][]string{{"forced"}, {"forced", "lazy", "child"}}, b.seen("base"))
+}
+
+// TestLazySolveStranger has a build that solves the same definition as another
+// and is not chained on it.
+func TestLazySolveStranger(t *testing.T) {
+	b := newBench(t)
+	req := frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))}
+	_, stranger := b.job("stranger")
+	lazySolve(t, stranger, req)
+	_, br := b.job("build")
+	require.NoError(t, evaluate(t, lazySolve(t, br, req)))
+	require.Equal(t, [][]string{{"build"}}, b.seen("base"))
 }
 
 func TestLazySolveErrorsWait(t *testing.T) {
@@ -329,8 +434,7 @@ func TestLazySolveCanceledLoad(t *testing.T) {
 	require.NoError(t, evaluate(t, res.Ref), "a load that was canceled is tried again")
 }
 
-// TestLazySolveLoadAtDeadline has clients that give a solve and an evaluation
-// too little time.
+// TestLazySolveLoadAtDeadline has a client that gives a solve too little time.
 func TestLazySolveLoadAtDeadline(t *testing.T) {
 	b := newBench(t)
 	_, br := b.job("job")
@@ -338,8 +442,6 @@ func TestLazySolveLoadAtDeadline(t *testing.T) {
 	defer cancel()
 	res, err := br.Solve(ctx, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))}, "")
 	require.NoError(t, err)
-	_, err = res.Ref.Result(ctx)
-	require.ErrorContains(t, err, context.DeadlineExceeded.Error())
 	require.NoError(t, evaluate(t, res.Ref), "a load that was given up is tried again")
 }
 
@@ -361,18 +463,45 @@ func TestLazySolveHasNoEffects(t *testing.T) {
 }
 
 func TestLazySolveCacheImportForChild(t *testing.T) {
-	b := newBench(t)
 	base := run(llb.Image("docker.io/library/img"), "base")
-	_, baseBridge := b.job("base")
+	for _, tc := range []struct {
+		name  string
+		other llb.State
+		want  int64
+	}{
+		{"child", run(base, "child"), 1},
+		{"stranger", base, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newBench(t)
+			_, baseBridge := b.job("base")
+			lazySolve(t, baseBridge, frontend.SolveRequest{
+				Definition:   marshal(t, base),
+				CacheImports: []gw.CacheOptionsEntry{{Type: "test", Attrs: map[string]string{"a": "b"}}},
+			})
+			require.Zero(t, b.imports.Load())
+			_, other := b.job("other")
+			require.NoError(t, evaluate(t, lazySolve(t, other, frontend.SolveRequest{Definition: marshal(t, tc.other)})))
+			require.Equal(t, tc.want, b.imports.Load(), "only a child looks into the cache that base imports")
+		})
+	}
+}
+
+// TestLazySolveCacheImportOfEndedBase has a base that ends before its cache is
+// looked at.
+func TestLazySolveCacheImportOfEndedBase(t *testing.T) {
+	b := newBench(t)
+	st := run(llb.Image("docker.io/library/img"), "base")
+	base, baseBridge := b.job("base")
 	lazySolve(t, baseBridge, frontend.SolveRequest{
-		Definition:   marshal(t, base),
+		Definition:   marshal(t, st),
 		CacheImports: []gw.CacheOptionsEntry{{Type: "test", Attrs: map[string]string{"a": "b"}}},
 	})
-	require.Zero(t, b.imports.Load())
-
 	_, childBridge := b.job("child")
-	require.NoError(t, evaluate(t, lazySolve(t, childBridge, frontend.SolveRequest{Definition: marshal(t, run(base, "child"))})))
-	require.Equal(t, int64(1), b.imports.Load(), "the child looks into the cache that base imports")
+	ref := lazySolve(t, childBridge, frontend.SolveRequest{Definition: marshal(t, run(st, "child"))})
+	require.NoError(t, base.Discard())
+	require.NoError(t, evaluate(t, ref))
+	require.Zero(t, b.imports.Load(), "a build that has ended imports nothing")
 }
 
 // plainBuilder is a builder that is not a job, as nested builds have.
@@ -392,57 +521,49 @@ func TestLazySolveAfterDiscard(t *testing.T) {
 	b := newBench(t)
 	j, br := b.job("job")
 	require.NoError(t, j.Discard())
-	lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))})
+	ref := lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))})
+	require.ErrorIs(t, evaluate(t, ref), solver.ErrJobDiscarded)
 }
 
-// TestReleaseLeft has a forced solve of two refs, of which one fails. Nobody
+// TestForcedSolveReleases has a forced solve of two refs, of which one fails. Nobody
 // gets the other one.
-func TestReleaseLeft(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
-		succeeded := make(chan struct{})
-		b.fail = func(name string) error {
-			switch name {
-			case "bad":
-				<-succeeded
-				return errors.New("bad failed")
-			case "good":
-				defer close(succeeded)
-			}
-			return nil
+func TestForcedSolveReleases(t *testing.T) {
+	b := newBench(t)
+	succeeded := make(chan struct{})
+	b.fail = func(name string) error {
+		if name == "bad" {
+			<-succeeded
+			return errors.New("bad failed")
 		}
-		j, br := b.job("job")
-		br.frontends = map[string]frontend.Frontend{"two": frontendFunc(func(_ context.Context, br frontend.FrontendLLBBridge, _ map[string]*pb.Definition, _ string) (*frontend.Result, error) {
-			res := &frontend.Result{}
-			for _, name := range []string{"good", "bad"} {
-				ref := lazySolve(t, br.(*provenanceBridge), frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), name))})
-				res.AddRef(name, ref)
+		return nil
+	}
+	j, br := b.job("job")
+	br.frontends = map[string]frontend.Frontend{"two": frontendFunc(func(_ context.Context, br frontend.FrontendLLBBridge, _ map[string]*pb.Definition, _ string) (*frontend.Result, error) {
+		res := &frontend.Result{}
+		for _, name := range []string{"good", "bad"} {
+			ref := lazySolve(t, br.(*provenanceBridge), frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), name))})
+			if name == "good" {
+				ref = &notifiedRef{ref, succeeded}
 			}
-			return res, nil
-		})}
-		_, err := br.Solve(t.Context(), frontend.SolveRequest{Frontend: "two", Evaluate: true}, "")
-		require.ErrorContains(t, err, "bad failed")
-		j.CloseProgress()
-		require.NoError(t, j.Discard())
-		require.EqualValues(t, 1, b.results.Load())
-		time.Sleep(9 * time.Second)
-		require.EqualValues(t, 1, b.results.Load(), "who has a ref has time to release it")
-		time.Sleep(2 * time.Second)
-		require.Zero(t, b.results.Load())
+			res.AddRef(name, ref)
+		}
+		return res, nil
+	})}
+	_, err := br.Solve(t.Context(), frontend.SolveRequest{Frontend: "two", Evaluate: true}, "")
+	require.ErrorContains(t, err, "bad failed")
+	require.NoError(t, j.Discard())
+	require.Eventually(t, func() bool { return b.results.Load() == 0 }, 10*time.Second, time.Millisecond)
+}
 
-		// one that its user has released, and one that comes late
-		j, br = b.job("other")
-		ref := lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), "released"))})
-		require.NoError(t, evaluate(t, ref))
-		require.NoError(t, ref.Release(t.Context()))
-		j.CloseProgress()
-		require.NoError(t, j.Discard())
-		var late atomic.Bool
-		j.ReleaseLeft(late.Load, func() { late.Store(true) })
-		time.Sleep(11 * time.Second)
-		require.True(t, late.Load())
-		require.Zero(t, b.results.Load())
-	})
+// notifiedRef says when it has been evaluated.
+type notifiedRef struct {
+	solver.ResultProxy
+	evaluated chan struct{}
+}
+
+func (r *notifiedRef) Result(ctx context.Context) (solver.CachedResult, error) {
+	defer close(r.evaluated)
+	return r.ResultProxy.Result(ctx)
 }
 
 // TestEndedJobKeepsNothing has refs, which hold definitions, go with their build.
@@ -473,35 +594,17 @@ func TestEndedJobKeepsNothing(t *testing.T) {
 	}
 }
 
-// TestErrorAfterRelease has a step fail when its ref has been released, as when
-// a client goes. The results that come with the error stay with the error.
-func TestErrorAfterRelease(t *testing.T) {
-	b := newBench(t)
-	_, br := b.job("job")
-	ref := lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), "bad"))})
-	execErr := llberrdefs.WithExecError(errors.New("bad failed"), []solver.Result{&benchResult{bench: b}}, nil)
-	b.fail = func(string) error {
-		require.NoError(t, ref.Release(t.Context()))
-		return execErr
-	}
-	require.ErrorContains(t, evaluate(t, ref), "evaluating released result")
-	var ee *llberrdefs.ExecError
-	require.ErrorAs(t, execErr, &ee)
-	require.False(t, ee.OwnerBorrowed, "the ref has taken over what it never releases")
-
-	b.fail = func(string) error { return execErr }
-	ref = lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Scratch(), "bad again"))})
-	require.ErrorContains(t, evaluate(t, ref), "bad failed")
-	require.True(t, ee.OwnerBorrowed)
-	require.NoError(t, ref.Release(t.Context()))
-	require.EqualValues(t, -1, b.results.Load())
-}
-
 // testRef is a ref whose evaluation is up to the test.
 type testRef struct {
 	solver.ResultProxy
-	id     string
-	result func(context.Context) error
+	id       string
+	result   func(context.Context) error
+	released atomic.Int64
+}
+
+func (r *testRef) Release(context.Context) error {
+	r.released.Add(1)
+	return nil
 }
 
 func (r *testRef) ID() string { return r.id }

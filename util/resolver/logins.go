@@ -7,14 +7,13 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/moby/buildkit/session"
 	sessionauth "github.com/moby/buildkit/session/auth"
-	"github.com/moby/buildkit/util/graphload"
 )
 
 // newDockerAuthorizer returns an authorizer that acts for the sessions of group
 // that have a login for the host of a request. Anonymous sessions are used
 // only when there is no login.
 func newDockerAuthorizer(client *http.Client, handlerNS *authHandlerNS, sm *session.Manager, group session.Group) docker.Authorizer {
-	if !graphload.Enabled() {
+	if !session.IsLent(group) {
 		return newGroupAuthorizer(client, handlerNS, sm, group)
 	}
 	return &loginAuthorizer{dockerAuthorizer: newGroupAuthorizer(client, handlerNS, sm, group)}

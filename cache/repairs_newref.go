@@ -1,6 +1,10 @@
 package cache
 
-import "context"
+import (
+	"context"
+
+	"github.com/moby/buildkit/util/graphload"
+)
 
 // releaseUnready releases the parent of a new ref that could not be made ready,
 // because its build has been canceled or its content cannot be fetched. New
@@ -8,7 +12,7 @@ import "context"
 // The parent would stay in use for as long as the daemon runs, with all that is
 // below it.
 func releaseUnready(ctx context.Context, parent **immutableRef, snapshotID *string, err *error) {
-	if *err != nil && *parent != nil && *snapshotID == "" {
+	if graphload.Enabled() && *err != nil && *parent != nil && *snapshotID == "" {
 		(*parent).Release(context.WithoutCancel(ctx))
 	}
 }
