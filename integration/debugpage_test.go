@@ -395,8 +395,10 @@ func TestDebugPage(t *testing.T) {
 	requireDetails := func(step debugStep) {
 		details := page.text("details")
 		require.Contains(t, strings.Join(strings.Fields(details), " "), strings.Join(strings.Fields(step.Name), " "))
-		for _, shown := range append([]string{step.Digest}, step.Sessions...) {
-			require.Contains(t, details, shown)
+		require.Contains(t, details, step.Digest)
+		for _, session := range step.Sessions {
+			require.Contains(t, details, session.ID)
+			require.Equal(t, session.Lent, strings.Contains(details, session.ID+", lent"))
 		}
 	}
 	page.open(address + "#" + step.Digest)

@@ -60,7 +60,8 @@ type ownedVertex struct {
 
 // chains knows the results that clients have received.
 type chains struct {
-	seq atomic.Uint64
+	seq     atomic.Uint64
+	lookups lookupCounts
 
 	mu      sync.RWMutex
 	results map[string][]*Job // by the encoded op of the result
@@ -172,6 +173,7 @@ func (j *Job) ChainOn(op []byte) {
 		}
 		base.owner.chained[j] = struct{}{}
 		j.owner.setBases(append(slices.Clone(j.bases()), base))
+		logChained(j, base, op)
 	}
 }
 

@@ -20,18 +20,20 @@ import (
 // them and has a step of its own.
 func chain() *solver.Graph {
 	now := time.Date(2026, 11, 2, 15, 4, 5, 0, time.UTC)
-	owner := []solver.GraphOwner{{Build: "ref-base", Session: "session-base", Since: now}}
+	owner := []string{"ref-base"}
+	both := []solver.GraphSession{{ID: "session-base", Build: "ref-base", Lent: true}, {ID: "session-child", Build: "ref-child"}}
+	child := both[1:]
 	return &solver.Graph{
 		Time: now,
 		Builds: []solver.GraphBuild{
-			{Ref: "ref-base", Session: "session-base", Started: now.Add(-3 * time.Second), Owned: 2},
-			{Ref: "ref-child", Session: "session-child", Started: now.Add(-2 * time.Second), Active: 3},
+			{Ref: "ref-base", Session: "session-base", Started: now.Add(-3 * time.Second), ChainedOn: []string{}, Owned: 2},
+			{Ref: "ref-child", Session: "session-child", Started: now.Add(-2 * time.Second), ChainedOn: []string{"ref-base"}, Active: 3},
 		},
 		Steps: []solver.GraphStep{
-			{Digest: "sha256:a", Name: "[base 1/2] FROM img", Status: solver.GraphDone, Inputs: []digest.Digest{}, Owners: owner, Jobs: []string{"ref-child"}, Sessions: []string{"session-base", "session-child"}},
-			{Digest: "sha256:b", Name: "[base 2/2] RUN <script>alert(1)</script>", Status: solver.GraphRunning, Inputs: []digest.Digest{"sha256:a"}, Owners: owner, Jobs: []string{"ref-child"}, Sessions: []string{"session-base", "session-child"}},
-			{Digest: "sha256:c", Name: "[child] RUN make", Status: solver.GraphWaiting, Inputs: []digest.Digest{"sha256:b"}, Owners: []solver.GraphOwner{}, Jobs: []string{"ref-child"}, Sessions: []string{"session-child"}},
-			{Digest: "sha256:d", Name: "other", Status: solver.GraphWaiting, Inputs: []digest.Digest{}, Owners: []solver.GraphOwner{}, Jobs: []string{"ref-child"}, Sessions: []string{"session-child"}},
+			{Digest: "sha256:a", Name: "[base 1/2] FROM img", Status: solver.GraphDone, Inputs: []digest.Digest{}, Owners: owner, Jobs: []string{"ref-child"}, Sessions: both},
+			{Digest: "sha256:b", Name: "[base 2/2] RUN <script>alert(1)</script>", Status: solver.GraphRunning, Inputs: []digest.Digest{"sha256:a"}, Owners: owner, Jobs: []string{"ref-child"}, Sessions: both},
+			{Digest: "sha256:c", Name: "[child] RUN make", Status: solver.GraphWaiting, Inputs: []digest.Digest{"sha256:b"}, Owners: []string{}, Jobs: []string{"ref-child"}, Sessions: child},
+			{Digest: "sha256:d", Name: "other", Status: solver.GraphWaiting, Inputs: []digest.Digest{}, Owners: []string{}, Jobs: []string{"ref-child"}, Sessions: child},
 		},
 	}
 }
@@ -108,12 +110,12 @@ func TestPage(t *testing.T) {
 	require.Contains(t, body, "RUN &lt;script&gt;alert(1)&lt;/script&gt;</title>")
 	require.Equal(t, 4, strings.Count(body, `class="node `))
 	require.Equal(t, 2, strings.Count(body, `class="edge"`))
-	require.Equal(t, 2, strings.Count(body, `class="chip owns"`))
+	require.Equal(t, 2, strings.Count(body, `class="chip lent"`))
 	require.Equal(t, 4, strings.Count(body, `class="chip builds"`))
 
 	// the circles of the step that base owns: its session first
 	step := body[strings.Index(body, `data-index="1"`):strings.Index(body, `data-index="2"`)]
-	require.Regexp(t, `(?s)chip owns.*>A</text>.*chip builds.*>B</text>`, step)
+	require.Regexp(t, `(?s)chip lent.*>A</text>.*chip builds.*>B</text>`, step)
 	body = get(t, chain(), "/debug/graph?build=ref-base", browser).Body.String()
 	require.Equal(t, 2, strings.Count(body, `class="node `))
 	require.Contains(t, body, `<option value="ref-base" selected>`)
@@ -123,7 +125,7 @@ func TestPageBounds(t *testing.T) {
 	t.Parallel()
 	g := randomGraph(maxDrawn + 10)
 	for range 20 {
-		g.Steps[0].Sessions = append(g.Steps[0].Sessions, "session")
+		g.Steps[0].Sessions = append(g.Steps[0].Sessions, solver.GraphSession{ID: "session"})
 	}
 	p := newPage(g, "")
 	require.Len(t, p.Nodes, maxDrawn)

@@ -52,8 +52,7 @@ func filter(g *solver.Graph, build string) *solver.Graph {
 	wanted := map[digest.Digest]bool{}
 	steps := []solver.GraphStep{}
 	for _, step := range slices.Backward(g.Steps) {
-		owns := slices.ContainsFunc(step.Owners, func(o solver.GraphOwner) bool { return o.Build == build })
-		if !owns && !slices.Contains(step.Jobs, build) && !wanted[step.Digest] {
+		if !slices.Contains(step.Owners, build) && !slices.Contains(step.Jobs, build) && !wanted[step.Digest] {
 			continue
 		}
 		for _, in := range step.Inputs {

@@ -75,22 +75,22 @@ th { color: #66727f; }
 <g>{{range .Edges}}
 <path class="edge{{if .Merge}} merge{{end}}" data-from="{{.From}}" data-to="{{.To}}" d="{{.Path}}"/>{{end}}
 </g>
-{{range .Nodes}}<g class="node {{.Status}}" data-index="{{.Index}}" transform="translate({{.X}} {{.Y}})"><title>{{.Name}}</title><rect class="box" width="230" height="50" rx="5"/><rect class="bar" width="5" height="50" rx="2"/><text x="13" y="18">{{.Short}}</text><text class="status" x="224" y="42">{{.Status}}</text>{{range .Chips}}<g class="chip {{if .Owner}}owns{{else}}builds{{end}}" transform="translate({{.X}} 36)"><circle r="8.5" {{if .Owner}}fill="hsl({{.Hue}} 60% 42%)"{{else}}fill="hsl({{.Hue}} 60% 92%)" stroke="hsl({{.Hue}} 60% 42%)" stroke-width="1.5"{{end}}/><text y="3.5">{{.Label}}</text></g>{{end}}{{if .More}}<text x="124" y="40">+{{.More}}</text>{{end}}</g>
+{{range .Nodes}}<g class="node {{.Status}}" data-index="{{.Index}}" transform="translate({{.X}} {{.Y}})"><title>{{.Name}}</title><rect class="box" width="230" height="50" rx="5"/><rect class="bar" width="5" height="50" rx="2"/><text x="13" y="18">{{.Short}}</text><text class="status" x="224" y="42">{{.Status}}</text>{{range .Chips}}<g class="chip {{if .Lent}}lent{{else}}builds{{end}}" transform="translate({{.X}} 36)"><circle r="8.5" {{if .Lent}}fill="hsl({{.Hue}} 60% 42%)"{{else}}fill="hsl({{.Hue}} 60% 92%)" stroke="hsl({{.Hue}} 60% 42%)" stroke-width="1.5"{{end}}/><text y="3.5">{{.Label}}</text></g>{{end}}{{if .More}}<text x="124" y="40">+{{.More}}</text>{{end}}</g>
 {{end}}</svg>
 </main>
 <aside>
 <div id="details">
 <h2>Step</h2>
-<p class="muted">Click on a step to see who owns it. {{if not .Nodes}}Nothing is being built.{{end}}</p>
+<p class="muted">Click on a step to see who lends to it. {{if not .Nodes}}Nothing is being built.{{end}}</p>
 </div>
 <h2>Builds</h2>
 <table id="builds">
 {{range .Builds}}<tr data-build="{{.Ref}}"><td><svg width="24" height="18" class="key"><rect width="24" height="18" rx="9" fill="hsl({{.Hue}} 60% 42%)"/><text x="12" y="13" text-anchor="middle" font-size="11" font-weight="600" fill="#fff">{{.Label}}</text></svg></td>
-<td><a href="?build={{.Ref}}">{{.Ref}}</a><br><span class="muted">session <code>{{.Session}}</code><br>since {{.Since}}, owns {{.Owned}}, builds {{.Active}}</span></td></tr>
+<td><a href="?build={{.Ref}}">{{.Ref}}</a><br><span class="muted">session <code>{{.Session}}</code><br>since {{.Since}}, owns {{.Owned}}, builds {{.Active}}{{if .Bases}}<br>chained on{{range .Bases}} {{.}}{{end}}, which lends to it{{end}}</span></td></tr>
 {{end}}</table>
 <h2>Legend</h2>
 <p>A step asks the sessions of the builds in its circles, from left to right, for secrets, agents, files and logins.</p>
-<p><svg width="18" height="18" class="key"><circle cx="9" cy="9" r="8" fill="#66727f"/></svg> the build owns the step: it solved it lazily and lends its session</p>
+<p><svg width="18" height="18" class="key"><circle cx="9" cy="9" r="8" fill="#66727f"/></svg> the build lends its session: it solved the step, and a build that builds the step is chained on it</p>
 <p><svg width="18" height="18" class="key"><circle cx="9" cy="9" r="7.5" fill="#eef1f4" stroke="#66727f" stroke-width="1.5"/></svg> the build is building the step</p>
 <p>A dashed step is registered and nobody has asked for it. A dashed line leads to the step that took over.</p>
 </aside>
@@ -183,19 +183,17 @@ th { color: #66727f; }
     var step = graph.steps[index], el = document.getElementById("details");
     store.set("selected", step ? step.digest : null);
     el.replaceChildren(element("h2", "Step"));
-    if (!step) { el.append(element("p", "Click on a step to see who owns it.", "muted")); return; }
+    if (!step) { el.append(element("p", "Click on a step to see who lends to it.", "muted")); return; }
     el.append(element("p", step.name));
     el.append(element("code", step.digest));
     if (step.llbDigest) { el.append(element("p", "LLB " + step.llbDigest, "muted")); }
-    el.append(element("p", step.status + ", for " + step.ageSeconds.toFixed(1) + " s"));
+    el.append(element("p", step.status));
     if (step.mergedInto) { el.append(element("p", "merged into " + named(step.mergedInto))); }
-    list(el, "Owners, by registration", step.owners.map(function (o) {
-      return (labels[o.build] || "") + " " + o.build + ", session " + o.session;
-    }), true);
+    list(el, "Builds that own it", step.owners.map(function (ref) { return (labels[ref] || "") + " " + ref; }), true);
     list(el, "Builds that build it", step.jobs.map(function (ref) { return (labels[ref] || "") + " " + ref; }), true);
-    list(el, "Sessions, in the order asked", step.sessions.map(function (id) {
-      var b = buildOf(id);
-      return (b ? labels[b.ref] + " " : "") + id;
+    list(el, "Sessions, in the order asked", step.sessions.map(function (s) {
+      var b = buildOf(s.id);
+      return (b ? labels[b.ref] + " " : "") + s.id + (s.lent ? ", lent" : "");
     }), true);
     list(el, "Inputs", step.inputs.map(named));
     if (step.parents) { list(el, "Parents", step.parents.map(named)); }

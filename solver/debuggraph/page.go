@@ -35,6 +35,7 @@ type page struct {
 type pageBuild struct {
 	solver.GraphBuild
 	Label string
+	Bases []string // labels of the builds that it is chained on
 	Hue   int
 	Since string
 }
@@ -53,7 +54,7 @@ type pageNode struct {
 type chip struct {
 	Label string // of the build
 	Hue   int
-	Owner bool
+	Lent  bool
 	X     int
 }
 
@@ -103,6 +104,14 @@ func newPage(g *solver.Graph, build string) *page {
 		}
 	}
 
+	for i, b := range p.Builds {
+		for _, ref := range b.ChainedOn {
+			if j := slices.IndexFunc(p.Builds, func(b pageBuild) bool { return b.Ref == ref }); j >= 0 {
+				p.Builds[i].Bases = append(p.Builds[i].Bases, p.Builds[j].Label)
+			}
+		}
+	}
+
 	index := indexOf(steps)
 	places, width, height := layout(steps)
 	p.Width, p.Height = width, height
@@ -112,13 +121,13 @@ func newPage(g *solver.Graph, build string) *page {
 			node.Name = step.Digest.String()
 			node.Short = shorten(node.Name, 32)
 		}
-		for n, id := range step.Sessions {
+		for n, session := range step.Sessions {
 			if n == maxChips {
 				node.More = len(step.Sessions) - n
 				break
 			}
-			c := chip{Label: "?", X: 18 + n*19, Owner: slices.ContainsFunc(step.Owners, func(o solver.GraphOwner) bool { return o.Session == id })}
-			if b, ok := bySession[id]; ok {
+			c := chip{Label: "?", X: 18 + n*19, Lent: session.Lent}
+			if b, ok := bySession[session.ID]; ok {
 				c.Label, c.Hue = p.Builds[b].Label, p.Builds[b].Hue
 			}
 			node.Chips = append(node.Chips, c)
