@@ -58,20 +58,25 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 	}
 
 	var failed sessionsError
+	gone := errors.WithStack(ErrNoActiveSessions)
 	answered, lent := false, false
 	if o, ok := it.(LookupObserver); ok {
 		defer func() { o.LookupDone(ctx, len(failed.all), answered, lent) }()
 	}
 	for id := it.NextSession(); id != ""; id = it.NextSession() {
 		lent = it.Lent()
-		err := sm.ask(ctx, id, f)
+		closed, err := sm.ask(ctx, id, f)
+		if cause := context.Cause(ctx); err != nil && cause != nil {
+			return errors.Wrap(cause, err.Error())
+		}
+		if err != nil && closed {
+			gone = err // its build has no say, unless it is the only one
+			continue
+		}
 		failed.all = append(failed.all, err)
 		if err == nil {
 			answered = true
 			return nil
-		}
-		if cause := context.Cause(ctx); cause != nil {
-			return errors.Wrap(cause, err.Error())
 		}
 		if failed.error == nil || !lent {
 			failed.error = err
@@ -81,20 +86,23 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 		return &failed
 	}
 	if failed.error == nil {
-		return errors.WithStack(ErrNoActiveSessions)
+		return gone
 	}
 	return failed.error
 }
 
-// ask calls f with the session.
-func (sm *Manager) ask(ctx context.Context, id string, f func(context.Context, string, Caller) error) error {
+// ask calls f with the session, and reports if the session is not connected, or was
+// closed meanwhile.
+func (sm *Manager) ask(ctx context.Context, id string, f func(context.Context, string, Caller) error) (closed bool, err error) {
 	connectCtx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.WithStack(context.DeadlineExceeded))
 	defer cancel()
 	c, err := sm.Get(connectCtx, id, false)
 	if err != nil {
-		return err
+		return true, err
 	}
-	return f(c.Context(ctx), id, c)
+	callCtx := c.Context(ctx)
+	err = f(callCtx, id, c)
+	return context.Cause(callCtx) != nil, err
 }
 
 // sessionsError says that none of several sessions could serve a request. It has

@@ -529,6 +529,7 @@ func TestAfterDiscard(t *testing.T) {
 	require.ErrorIs(t, j.Register(Edge{Vertex: v}), ErrJobDiscarded)
 	j.AddResult(resultOf(v))
 	j.ChainOn(resultOf(v))
+	require.False(t, j.HasBases())
 	require.False(t, base.IsResult(resultOf(v)), "only its own")
 	require.NoError(t, j.Discard(), "a second discard does nothing")
 	require.NoError(t, base.Discard())
@@ -564,7 +565,7 @@ func TestLentCaches(t *testing.T) {
 	}
 	plain := withCache("")
 	base, stranger, child := newTestJob(t, s, "base"), newTestJob(t, s, "stranger"), newTestJob(t, s, "child")
-	for _, id := range []string{"", "one", "two", "one"} { // the definition is solved again with other imports
+	for _, id := range []string{"one", "", "two", "one"} { // the definition is solved again with other imports
 		solved(t, base, withCache(id))
 	}
 	solved(t, stranger, withCache("stranger"))

@@ -520,7 +520,10 @@ func TestLazySolveNestedBuild(t *testing.T) {
 func TestLazySolveAfterDiscard(t *testing.T) {
 	b := newBench(t)
 	j, br := b.job("job")
+	before := lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "before"))})
 	require.NoError(t, j.Discard())
+	require.ErrorIs(t, evaluate(t, before), solver.ErrJobDiscarded)
+	require.Empty(t, b.seen("before"))
 	ref := lazySolve(t, br, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))})
 	require.ErrorIs(t, evaluate(t, ref), solver.ErrJobDiscarded)
 }

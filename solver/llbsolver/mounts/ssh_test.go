@@ -11,7 +11,6 @@ import (
 	"github.com/moby/buildkit/session/sshforward"
 	"github.com/moby/buildkit/session/testutil"
 	"github.com/moby/buildkit/solver/pb"
-	"github.com/moby/buildkit/util/graphload"
 	"github.com/moby/sys/user"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
@@ -44,6 +43,27 @@ type noIDMap struct {
 
 func (noIDMap) IdentityMapping() *user.IdentityMapping { return nil }
 
+// lent returns a group of sessions of which all but the last are lent.
+func lent(ids ...string) session.Group {
+	return &lentGroup{ids: ids}
+}
+
+type lentGroup struct {
+	ids  []string
+	next int
+}
+
+func (g *lentGroup) Lent() bool                        { return g.next < len(g.ids) }
+func (g *lentGroup) SessionIterator() session.Iterator { return &lentGroup{ids: g.ids} }
+
+func (g *lentGroup) NextSession() string {
+	if g.next == len(g.ids) {
+		return ""
+	}
+	g.next++
+	return g.ids[g.next-1]
+}
+
 func runSession(t *testing.T, sm *session.Manager, attach ...session.Attachable) string {
 	s, err := session.NewSession(t.Context(), "")
 	require.NoError(t, err)
@@ -75,31 +95,26 @@ func TestOptionalSSH(t *testing.T) {
 
 	for _, tc := range []struct {
 		name     string
-		group    []string
+		group    session.Group
 		required bool
-		disabled bool
 		found    bool
 		err      string
 	}{
-		{name: "behind sessions that decline", group: []string{none, other, offers}, found: true},
-		{name: "first", group: []string{offers, none}, found: true},
-		{name: "nobody offers it", group: []string{none, other}},
-		{name: "a single session without", group: []string{none}},
-		{name: "one cannot be reached", group: []string{"gone", other}},
-		{name: "nobody can be reached", group: []string{"gone"}, err: "no active session for gone"},
-		{name: "no session", group: nil, err: "no active sessions"},
-		{name: "required and offered", group: []string{none, offers}, required: true, found: true},
-		{name: "required by id, nobody offers it", group: []string{other, none}, required: true, err: `no SSH key "default" forwarded from the client (2 builds were asked, none offered it)`},
-		{name: "switched off", group: []string{none, offers}, disabled: true},
+		{name: "behind sessions that decline", group: lent(none, other, offers), found: true},
+		{name: "lent", group: lent(offers, none), found: true},
+		{name: "no session offers it", group: lent(none, other)},
+		{name: "one cannot be reached", group: lent("gone", offers), found: true},
+		{name: "required and offered", group: lent(none, offers), required: true, found: true},
+		{name: "required by id, no session offers it", group: lent(other, none), required: true, err: `no SSH key "default" forwarded from the client (2 builds were asked)`},
+		// as upstream, where nothing is lent
+		{name: "the first session has no agent", group: session.NewGroup(none, offers)},
+		{name: "a single session without", group: session.NewGroup(none)},
+		{name: "a single session that cannot be reached", group: session.NewGroup("gone"), err: "no active session for gone"},
+		{name: "no session", group: session.NewGroup(), err: "no active sessions"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if tc.disabled {
-				enabled := graphload.Enabled
-				graphload.Enabled = func() bool { return false }
-				defer func() { graphload.Enabled = enabled }()
-			}
 			m := &pb.Mount{MountType: pb.MountType_SSH, SSHOpt: &pb.SSHOpt{ID: "default", Optional: !tc.required}}
-			mnt, err := mm.MountableSSH(t.Context(), m, session.NewGroup(tc.group...))
+			mnt, err := mm.MountableSSH(t.Context(), m, tc.group)
 			if tc.err != "" {
 				require.ErrorContains(t, err, tc.err)
 				return
@@ -112,11 +127,11 @@ func TestOptionalSSH(t *testing.T) {
 
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.WithStack(context.Canceled))
-	_, err = mm.MountableSSH(ctx, &pb.Mount{SSHOpt: &pb.SSHOpt{Optional: true}}, session.NewGroup(none))
+	_, err = mm.MountableSSH(ctx, &pb.Mount{SSHOpt: &pb.SSHOpt{Optional: true}}, lent(none, other))
 	require.ErrorIs(t, err, context.Canceled, "a build that was canceled has not found out")
 }
 
-func TestSecretOfOwner(t *testing.T) {
+func TestSecretOfBase(t *testing.T) {
 	t.Parallel()
 	sm, err := session.NewManager()
 	require.NoError(t, err)
@@ -128,7 +143,7 @@ func TestSecretOfOwner(t *testing.T) {
 
 	get := func(id string, optional bool, group ...string) (string, error) {
 		m := &pb.Mount{MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: id, Optional: optional}}
-		mnt, err := mm.MountableSecret(t.Context(), m, session.NewGroup(group...))
+		mnt, err := mm.MountableSecret(t.Context(), m, lent(group...))
 		if err != nil || mnt == nil {
 			return "", err
 		}
@@ -145,7 +160,7 @@ func TestSecretOfOwner(t *testing.T) {
 
 	_, err = get("missing", false, none, base, child)
 	require.ErrorIs(t, err, secrets.ErrNotFound)
-	require.EqualError(t, err, "secret missing: not found (3 builds were asked, none offered it)")
+	require.EqualError(t, err, "secret missing: not found (3 builds were asked)")
 
 	v, err = get("missing", true, "gone", base)
 	require.NoError(t, err, "an optional secret survives a session that cannot be reached")

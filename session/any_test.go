@@ -1,0 +1,183 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/moby/buildkit/session/testutil"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/pkg/errors"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+)
+
+var errNotHere = errors.New("not here")
+
+// connect runs n sessions and returns them with their ids.
+func connect(t *testing.T, sm *Manager, n int) (sessions []*Session, ids []string) {
+	for range n {
+		s, err := NewSession(t.Context(), "")
+		require.NoError(t, err)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.Run(context.WithoutCancel(t.Context()), Dialer(testutil.TestStream(testutil.Handler(sm.HandleConn))))
+		}()
+		_, err = sm.Get(t.Context(), s.ID(), false)
+		require.NoError(t, err)
+		t.Cleanup(func() {
+			s.Close()
+			<-done
+		})
+		sessions, ids = append(sessions, s), append(ids, s.ID())
+	}
+	return sessions, ids
+}
+
+// lentGroup is a group of which the first sessions are lent. It notes lookups.
+type lentGroup struct {
+	ids     []string
+	lent    int
+	lookups *[]string
+}
+
+type lentIterator struct {
+	*lentGroup
+	next int
+}
+
+func (g *lentGroup) Lent() bool                { return g.lent > 0 }
+func (g *lentGroup) SessionIterator() Iterator { return &lentIterator{lentGroup: g} }
+
+func (it *lentIterator) NextSession() string {
+	if it.next == len(it.ids) {
+		return ""
+	}
+	it.next++
+	return it.ids[it.next-1]
+}
+
+func (it *lentIterator) Lent() bool { return it.next <= it.lent }
+
+func (it *lentIterator) LookupDone(_ context.Context, asked int, answered, lent bool) {
+	*it.lookups = append(*it.lookups, fmt.Sprintf("%d %t %t", asked, answered, answered && lent))
+}
+
+// answers returns what asks sessions, and the ids of those that were asked.
+func answers(errs map[string]error) (ask func(context.Context, string, Caller) error, asked *[]string) {
+	asked = &[]string{}
+	return func(_ context.Context, id string, _ Caller) error {
+		*asked = append(*asked, id)
+		return errs[id]
+	}, asked
+}
+
+func TestAnyOrder(t *testing.T) {
+	t.Parallel()
+	sm, err := NewManager()
+	require.NoError(t, err)
+	_, ids := connect(t, sm, 3)
+	var lookups []string
+	for lent := range 4 {
+		for answering := range 3 {
+			errs := map[string]error{}
+			for _, id := range ids[:answering] {
+				errs[id] = errors.WithStack(errNotHere)
+			}
+			ask, asked := answers(errs)
+			lookups = nil
+			require.NoError(t, sm.Any(t.Context(), &lentGroup{ids, lent, &lookups}, ask))
+			require.Equal(t, ids[:answering+1], *asked)
+			if lent == 0 {
+				require.Empty(t, lookups, "ordinary builds pay nothing")
+			} else {
+				require.Equal(t, []string{fmt.Sprintf("%d true %t", answering+1, answering < lent)}, lookups)
+			}
+		}
+	}
+}
+
+// TestAnyNotLent has groups to which nothing is lent: the error is that of the
+// last session, as it is.
+func TestAnyNotLent(t *testing.T) {
+	t.Parallel()
+	sm, err := NewManager()
+	require.NoError(t, err)
+	_, ids := connect(t, sm, 2)
+	ask, _ := answers(map[string]error{ids[0]: errors.New("first"), ids[1]: errors.WithStack(errNotHere)})
+	var lookups []string
+	for _, g := range []Group{NewGroup(ids...), &lentGroup{ids, 0, &lookups}} {
+		require.EqualError(t, sm.Any(t.Context(), g, ask), errNotHere.Error())
+		require.False(t, IsLent(g))
+	}
+	require.NoError(t, sm.Any(t.Context(), nil, ask))
+	require.ErrorIs(t, sm.Any(t.Context(), NewGroup(), ask), ErrNoActiveSessions)
+	require.Empty(t, lookups)
+}
+
+func TestAnyErrors(t *testing.T) {
+	t.Parallel()
+	sm, err := NewManager()
+	require.NoError(t, err)
+	_, ids := connect(t, sm, 3)
+	refused := grpcerrors.WrapCode(errors.New("refused"), codes.PermissionDenied)
+	notHere := errors.Wrap(errNotHere, "secret token")
+	for _, tc := range []struct {
+		name      string
+		errs      []error // lent are the first two
+		want      string
+		code      codes.Code
+		isNotHere bool
+	}{
+		{"nobody has it", []error{notHere, notHere, notHere}, "secret token: not here (3 builds were asked)", codes.Unknown, true},
+		{"a base refuses", []error{refused, notHere, notHere}, "secret token: not here (3 builds were asked)", codes.Unknown, false},
+		{"the build refuses", []error{notHere, notHere, refused}, "refused (3 builds were asked)", codes.PermissionDenied, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var lookups []string
+			ask, _ := answers(map[string]error{ids[0]: tc.errs[0], ids[1]: tc.errs[1], ids[2]: tc.errs[2]})
+			err := sm.Any(t.Context(), &lentGroup{ids, 2, &lookups}, ask)
+			require.EqualError(t, err, tc.want)
+			require.Equal(t, tc.code, grpcerrors.Code(err))
+			require.Equal(t, tc.isNotHere, errors.Is(err, errNotHere), "what is optional is absent only if nobody has it")
+			require.Equal(t, []string{"3 false false"}, lookups)
+		})
+	}
+	ask, _ := answers(map[string]error{ids[0]: refused})
+	require.Same(t, refused, sm.Any(t.Context(), &lentGroup{ids[:1], 1, &[]string{}}, ask), "a single session has the last word, as it is")
+}
+
+// TestAnyBaseGoes has a lent session that is closed while it is asked. It is as if
+// it had not been there.
+func TestAnyBaseGoes(t *testing.T) {
+	t.Parallel()
+	sm, err := NewManager()
+	require.NoError(t, err)
+	sessions, ids := connect(t, sm, 2)
+	err = sm.Any(t.Context(), &lentGroup{ids, 1, &[]string{}}, func(ctx context.Context, id string, _ Caller) error {
+		if id == ids[0] {
+			require.NoError(t, sessions[0].Close())
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+		return errNotHere
+	})
+	require.Same(t, errNotHere, err)
+}
+
+func TestAnyCanceled(t *testing.T) {
+	t.Parallel()
+	sm, err := NewManager()
+	require.NoError(t, err)
+	_, ids := connect(t, sm, 2)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	asked := 0
+	err = sm.Any(ctx, &lentGroup{ids, 1, &[]string{}}, func(context.Context, string, Caller) error {
+		asked++
+		cancel(errors.WithStack(context.Canceled))
+		return errNotHere
+	})
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, 1, asked)
+}
