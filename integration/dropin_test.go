@@ -49,10 +49,11 @@ const addedCap = "gateway.solve.load"
 
 // addedDebug are the answers of debug handlers that upstream does not have.
 var addedDebug = map[string]string{
-	"GET /debug/graph": "200 application/json",
-	"metric buildkit_graphload_lookups_total counter": "",
-	"metric buildkit_graphload_solves_total counter":  "",
-	"metric buildkit_graphload_vertices_owned gauge":  "",
+	"GET /debug/graph":                                    "200 application/json",
+	"metric buildkit_graphload_chains gauge":              "",
+	"metric buildkit_graphload_definitions_total counter": "",
+	"metric buildkit_graphload_lookups_total counter":     "",
+	"metric buildkit_graphload_vertices_owned gauge":      "",
 }
 
 // TestDropIn compares the binaries with upstream's. Other than the version, the

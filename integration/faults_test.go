@@ -125,7 +125,7 @@ func TestClientFaults(t *testing.T) {
 		p.expect(t, "solved")
 		p.signal(t, syscall.SIGKILL)
 		err := within(t.Context(), t, func(ctx context.Context) error {
-			return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+			return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) })
 		})
 		require.ErrorContains(t, err, "token")
 		bed.requireWorks(t, bed.client)
@@ -138,7 +138,7 @@ func TestClientFaults(t *testing.T) {
 		ch := started(&child)
 		done := make(chan error, 1)
 		go func() {
-			done <- child.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+			done <- child.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) })
 		}()
 		receive(t, ch)
 		p.signal(t, syscall.SIGKILL)
@@ -155,7 +155,7 @@ func TestClientFaults(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			p := bed.process(t, child, state, true)
+			p := bed.process(t, child, sh(state, "true"), true)
 			p.expect(t, "solved")
 			var eg errgroup.Group
 			eg.Go(func() error { return ref.Evaluate(ctx) })
@@ -178,7 +178,7 @@ func TestClientFaults(t *testing.T) {
 		p.signal(t, syscall.SIGSTOP)
 		start := time.Now()
 		require.NoError(t, child.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
-			ref, err := b.solve(ctx, state)
+			ref, err := b.solve(ctx, sh(state, "true"))
 			if err != nil {
 				return err
 			}
@@ -206,7 +206,7 @@ func TestClientFaults(t *testing.T) {
 			}
 			proxy.cut()
 			err := within(t.Context(), t, func(ctx context.Context) error {
-				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) })
 			})
 			require.ErrorContains(t, err, "token")
 			return nil
@@ -230,7 +230,7 @@ func TestClientFaults(t *testing.T) {
 				cancel()
 			}()
 			require.Error(t, within(childCtx, t, func(ctx context.Context) error {
-				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) })
 			}))
 			return within(ctx, t, func(ctx context.Context) error { return ref.Evaluate(ctx) })
 		}))
@@ -266,7 +266,7 @@ func TestClientFaults(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if err := child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) }); err != nil {
+			if err := child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) }); err != nil {
 				return err
 			}
 			return ref.Evaluate(ctx)
@@ -308,7 +308,7 @@ func TestClientFaults(t *testing.T) {
 				return err
 			}
 			if err := within(ctx, t, func(ctx context.Context) error {
-				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+				return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) })
 			}); err != nil {
 				return err
 			}
@@ -326,7 +326,7 @@ func TestClientFaults(t *testing.T) {
 			require.Error(t, within(ctx, t, func(ctx context.Context) error {
 				ctx, cancel := context.WithCancel(ctx)
 				defer cancel()
-				return child.export(ctx, bed.client, state, cancelWriter(cancel))
+				return child.export(ctx, bed.client, sh(state, "true"), cancelWriter(cancel))
 			}))
 			return within(ctx, t, func(ctx context.Context) error { return ref.Evaluate(ctx) })
 		}))
@@ -400,7 +400,7 @@ func TestDaemonFaults(t *testing.T) {
 							<-ch
 							bed.daemon.Signal(sig) //nolint:errcheck // the test fails when the daemon does not end
 						}()
-						return child.run(ctx, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, state) })
+						return child.run(ctx, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) })
 					})
 				}()
 				// what clients are told by a daemon that lets steps end depends on what

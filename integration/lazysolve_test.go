@@ -364,7 +364,7 @@ func TestIsolation(t *testing.T) {
 				}
 				return thief.run(ctx, c, func(ctx context.Context, b peerBuild) error {
 					// it is not the step of base that fails
-					if err := b.evaluate(ctx, state); err != nil {
+					if err := b.evaluate(ctx, sh(state, "true")); err != nil {
 						return err
 					}
 					require.ErrorContains(t, b.evaluate(ctx, tc.step), tc.err)

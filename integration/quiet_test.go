@@ -3,6 +3,7 @@ package integration
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"os"
@@ -14,7 +15,9 @@ import (
 	"github.com/graphload/graphload/integration/testbed"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
@@ -259,4 +262,61 @@ func withoutRun(v any) any {
 		}
 	}
 	return v
+}
+
+// TestQuietProvenance has a child whose base comes from a git repository and is
+// solved lazily or evaluated at once. The provenance of the child names the
+// source of base, with its digest if base was evaluated, as on upstream's daemon.
+func TestQuietProvenance(t *testing.T) {
+	t.Parallel()
+	requireTestbed(t)
+	git, err := testbed.StartGitServer(t.Context(), map[string]string{"Dockerfile": "FROM scratch\nCOPY file /\n", "file": "content"}, "")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, git.Close()) })
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY --from=base /file /copy\n"), 0o600))
+	seen := map[bool]map[testbed.Flavor][]string{false: {}, true: {}}
+	for _, flavor := range testbed.Flavors {
+		c := newClient(t, newDaemon(t, testbed.DaemonOptions{Flavor: flavor}))
+		for evaluate := range seen {
+			var archive buffer
+			child := peer{name: "child", locals: map[string]string{"context": dir, "dockerfile": dir}}
+			opt, err := child.options()
+			require.NoError(t, err)
+			opt.FrontendAttrs = map[string]string{"attest:provenance": "mode=max"}
+			opt.Exports = []client.ExportEntry{{Type: client.ExporterOCI, Output: func(map[string]string) (io.WriteCloser, error) { return &archive, nil }}}
+			require.NoError(t, peer{name: "base"}.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
+				res, err := b.Solve(ctx, gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: map[string]string{"context": git.URL + "#main"}, Evaluate: evaluate})
+				if err != nil {
+					return err
+				}
+				ref, err := res.SingleRef()
+				if err != nil {
+					return err
+				}
+				st, err := ref.ToState()
+				if err != nil {
+					return err
+				}
+				def, err := st.Marshal(ctx)
+				if err != nil {
+					return err
+				}
+				_, err = c.Build(ctx, opt, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
+					return gc.Solve(ctx, gateway.SolveRequest{
+						Frontend:       "dockerfile.v0",
+						FrontendInputs: map[string]*pb.Definition{"base": def.ToPB()},
+						FrontendOpt:    map[string]string{"context:base": "input:base", "attest:provenance": "mode=max"},
+					})
+				}, nil)
+				return err
+			}))
+			seen[evaluate][flavor] = findProvenance(t, archive.Bytes())
+		}
+	}
+	for evaluate, by := range seen {
+		require.NotEmpty(t, by[testbed.Upstream])
+		require.Equal(t, by[testbed.Upstream], by[testbed.Graphload], "evaluated: %t", evaluate)
+	}
+	require.NotEqual(t, seen[true][testbed.Upstream], seen[false][testbed.Upstream], "the digest is known after the evaluation")
 }

@@ -330,8 +330,8 @@ func (r *randomRun) wait(a *activeBuild) error {
 }
 
 // gone returns when the daemon has ended the build of a client that went
-// without a word. It lasts a little longer than its client, and lends what it
-// offers, and keeps its failures, for as long.
+// without a word. It lasts a little longer than its client, and keeps its
+// failures for as long.
 func (r *randomRun) gone(ctx context.Context, a *activeBuild) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, opTimeout, errHangs)
 	defer cancel()
@@ -357,10 +357,6 @@ func (r *randomRun) lasts(ctx context.Context, a *activeBuild) (bool, error) {
 		return false, nil
 	}
 	g, err := readGraph(ctx, r.bed.daemon)
-	if err != nil && strings.Contains(err.Error(), "404") { // XXX until /debug/graph is back
-		time.Sleep(3 * time.Second)
-		return false, nil
-	}
 	if err != nil {
 		return false, err
 	}

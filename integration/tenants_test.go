@@ -53,6 +53,9 @@ func TestTenants(t *testing.T) {
 	mallory := peer{name: "mallory", secrets: map[string]string{}, locals: locals}
 	liar := peer{name: "mallory", secrets: map[string]string{"token": other}, locals: locals}
 
+	is := func(st llb.State) llb.State { return st }
+	on := func(st llb.State) llb.State { return st.File(llb.Mkdir("/on", 0o755)) }
+
 	// read evaluates a state and returns what the step has copied.
 	read := func(ctx context.Context, b peerBuild, st llb.State) (string, error) {
 		ref, err := b.solve(ctx, st)
@@ -86,28 +89,35 @@ func TestTenants(t *testing.T) {
 			}))
 		})
 
-		// and the session of a build that is running the same step serves it
-		t.Run(string(flavor)+"/identical step while it is solved lazily", func(t *testing.T) {
-			st := step()
-			require.NoError(t, alice.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
-				if _, err := b.solve(ctx, st); err != nil {
-					return err
-				}
-				err := mallory.run(ctx, c, func(ctx context.Context, b peerBuild) error {
-					got, err := read(ctx, b, st)
-					if err == nil {
-						require.Equal(t, value, got)
+		// what alice has solved is no business of a build that solves it, too, and
+		// one that has her result builds on what she offers
+		for _, chained := range []bool{false, true} {
+			name, of := "identical step while it is solved lazily", is
+			if chained {
+				name, of = "step on her result while it is solved lazily", on
+			}
+			t.Run(string(flavor)+"/"+name, func(t *testing.T) {
+				st := step()
+				require.NoError(t, alice.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
+					if _, err := b.solve(ctx, st); err != nil {
+						return err
 					}
-					return err
-				})
-				if flavor == testbed.Graphload {
-					require.NoError(t, err, "the owner serves its own step")
-				} else {
-					require.ErrorContains(t, err, "secret token: not found")
-				}
-				return nil
-			}))
-		})
+					err := mallory.run(ctx, c, func(ctx context.Context, b peerBuild) error {
+						got, err := read(ctx, b, of(st))
+						if err == nil {
+							require.Equal(t, value, got)
+						}
+						return err
+					})
+					if chained && flavor == testbed.Graphload {
+						require.NoError(t, err, "alice serves her own step")
+					} else {
+						require.ErrorContains(t, err, "secret token: not found")
+					}
+					return nil
+				}))
+			})
+		}
 
 		t.Run(string(flavor)+"/another step with the same id", func(t *testing.T) {
 			st := step()
@@ -116,7 +126,7 @@ func TestTenants(t *testing.T) {
 					return err
 				}
 				err := mallory.run(ctx, c, func(ctx context.Context, b peerBuild) error {
-					_, err := read(ctx, b, step())
+					_, err := read(ctx, b, sh(on(st), `cat /run/secrets/token > /copy`, secretFile("token")))
 					return err
 				})
 				require.ErrorContains(t, err, "secret token: not found")
@@ -131,7 +141,7 @@ func TestTenants(t *testing.T) {
 				return err
 			}))
 			err := mallory.run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
-				_, err := read(ctx, b, st)
+				_, err := read(ctx, b, on(st))
 				return err
 			})
 			require.ErrorContains(t, err, "secret token: not found")
@@ -154,7 +164,7 @@ func TestTenants(t *testing.T) {
 					return err
 				}
 				err = mallory.run(ctx, c, func(ctx context.Context, b peerBuild) error {
-					_, err := read(ctx, b, st)
+					_, err := read(ctx, b, on(st))
 					return err
 				})
 				require.ErrorContains(t, err, "secret token: not found")
@@ -250,18 +260,19 @@ func TestTenants(t *testing.T) {
 			}
 		})
 
-		// whoever is first decides, by solving lazily on this daemon, and by
-		// evaluating on any
-		t.Run(string(flavor)+"/identical step of somebody else before", func(t *testing.T) {
+		// on any daemon, what another build has evaluated is there, with its value.
+		// What it has only solved changes nothing
+		t.Run(string(flavor)+"/identical step of another build before", func(t *testing.T) {
 			for _, tc := range []struct {
 				name      string
 				evaluated bool
 				opts      []llb.RunOption
-				want      map[testbed.Flavor]string
+				want      string
 			}{
-				{"solved lazily", false, nil, map[testbed.Flavor]string{testbed.Upstream: value, testbed.Graphload: other}},
-				{"solved lazily, without cache", false, []llb.RunOption{llb.IgnoreCache}, map[testbed.Flavor]string{testbed.Upstream: value, testbed.Graphload: other}},
-				{"evaluated", true, nil, map[testbed.Flavor]string{testbed.Upstream: other, testbed.Graphload: other}},
+				{"solved lazily", false, nil, value},
+				{"solved lazily, without cache", false, []llb.RunOption{llb.IgnoreCache}, value},
+				{"evaluated", true, nil, other},
+				{"evaluated, without cache", true, []llb.RunOption{llb.IgnoreCache}, value},
 			} {
 				args := llb.Args([]string{"/bin/sh", "-c", "cat /run/secrets/token > /copy # " + identity.NewID()})
 				of := func(opts ...llb.RunOption) llb.State {
@@ -279,10 +290,36 @@ func TestTenants(t *testing.T) {
 					}
 					return alice.run(ctx, c, func(ctx context.Context, b peerBuild) error {
 						got, err := read(ctx, b, of(tc.opts...))
-						require.Equal(t, tc.want[flavor], got, tc.name)
+						require.Equal(t, tc.want, got, tc.name)
 						return err
 					})
 				}))
+			}
+		})
+
+		// a build that chains on results of two others is given the values of the one
+		// that solved the step first
+		t.Run(string(flavor)+"/identical step of two bases", func(t *testing.T) {
+			if flavor != testbed.Graphload {
+				t.Skip("it has no bases")
+			}
+			for name, bases := range map[string][2]peer{"alice was first": {alice, liar}, "alice was second": {liar, alice}} {
+				st := step()
+				require.NoError(t, bases[0].run(t.Context(), c, func(ctx context.Context, b peerBuild) error {
+					if _, err := b.solve(ctx, st); err != nil {
+						return err
+					}
+					return bases[1].run(ctx, c, func(ctx context.Context, b peerBuild) error {
+						if _, err := b.solve(ctx, st); err != nil {
+							return err
+						}
+						return mallory.run(ctx, c, func(ctx context.Context, b peerBuild) error {
+							got, err := read(ctx, b, on(st))
+							require.Equal(t, bases[0].secrets["token"], got, name)
+							return err
+						})
+					})
+				}), name)
 			}
 		})
 
