@@ -38,56 +38,31 @@ BUILDKIT_GRAPHLOAD=0 in the environment of the daemon keeps the old
 behavior.`,
 	},
 	{
-		Title:   "session: let one session not hide another",
+		Title:   "session: let lent sessions not hide those of the build",
 		Folders: []string{"session", "util/resolver"},
-		Body: `Manager.Any returned the error of the last session only, and waited up to
-five seconds for each one that is gone. Keep all errors, so that "not
-found" is recognized when another session cannot be reached, and wait for
-absent sessions together. A session that is closed while it is asked has
-not answered: its "Canceled" hid the answers of the others.
+		Body: `The next commit lets one build lend its session to another. Where that
+happens, Manager.Any asks the lent sessions first and returns the error that
+the build would get without them. A session that is closed while it is asked
+does not count.
 
-A session that answers a request for credentials with none ended the
-search, so an anonymous session hid the login of another. Use sessions
-without a login for a registry only when there is no other.`,
+A session that answers a request for credentials with none ends the search.
+Use sessions without a login for a registry only when there is no other.
+
+Groups to which nothing is lent are asked as before.`,
 	},
 	{
-		Title:   "cache: fix dead records and leaked parents of concurrent builds",
-		Folders: []string{"cache"},
-		Body: `Finalize marks the writable half of a record as dead before it lets go of
-it, under the lock of the record. Get looked without that lock, and failed
-with "failed to get dead record" when it did so in between.
-
-New clones the parent and finalizes it. When the build was canceled in
-between, the clone was never released, and the record stayed in use until
-the daemon ended.`,
-	},
-	{
-		Title:   "solver: let jobs own vertices without building them",
+		Title:   "solver: let jobs lend their session by chain",
 		Folders: []string{"solver"},
-		Body: `Job.Register makes a job an owner of a vertex and its ancestors. Until the
-job is discarded, owners keep the state of a vertex and lend their session
-and cache imports to whoever builds it. They take no part in progress,
-values, or the compatibility version of a vertex.
+		Body: `Job.Register makes a job an owner of a vertex and its ancestors without
+building them. Job.AddResult notes that its client has received a result, and
+Job.ChainOn that another job contains one. While both jobs last, the vertices
+that the base owns can use its session when the other job builds them.
 
-Ask the sessions of a vertex in one order: owners by registration, jobs by
-start, parents. It was the order of a map.
+Owners keep no state and no result. A job that is not chained is built as
+before.
 
-A failed state is not kept for an owner, whose step would be given an old
-error instead of being tried.
-
-Cancel the request of a build while the scheduler is not looking at its
-edge. An edge that saw it canceled half way through ended with "return
-leaving outgoing open", for the next build as well.
-
-Job.Evaluate builds an edge for a job that can be discarded meanwhile, as by
-a client that goes. The scheduler panicked, or added states that nobody
-released. Discard cancels the evaluation and keeps what it is building
-until it has returned, 15 seconds at most. Results that nobody may have got
-are released by Job.ReleaseLeft.
-
-A state kept the progress writer of each job that had built it, and one
-that failed cut off the progress of the others. A job that ends is
-disconnected.`,
+Ask the sessions of a vertex in one order: bases by registration, jobs by
+start, parents. It was the order of a map.`,
 	},
 	{
 		Title:   "solver/mounts: ask all sessions for an optional SSH agent",
@@ -103,22 +78,21 @@ that chained another build on it had to wait for that evaluation, or the
 steps ran with the session of the other build, without the secrets, SSH
 agents, local directories and logins of their own.
 
-Load the definition when Solve is called and register its vertices with
-the job. Evaluating it builds what was loaded. Source policies are
-evaluated once per ref; cache mounts are pruned and cache imports started
-when the definition is built, as before.
+Load the definition when Solve is called, register its vertices with the job
+and build what was loaded when it is evaluated. Source policies are evaluated
+once per ref; cache mounts are pruned and cache imports started when the
+definition is built, as before. A build is chained on the builds whose
+results are part of what its client passes in.
 
-Refs of a Solve with Evaluate are evaluated concurrently.
-
-Count registered definitions, owned vertices, and lookups by who answered
-them, and trace loading and registering.`,
+Refs of a Solve with Evaluate are evaluated concurrently.`,
 	},
 	{
 		Title:   "buildkitd: show the build graph at the debug address",
 		Folders: []string{"solver/debuggraph", "cmd/buildkitd"},
 		Body: `Whose session a step asked could not be seen. /debug/graph lists the
-active steps with the builds that own or build them and the sessions that
-they would ask, in order. Browsers get a page that draws the graph.
+active steps with the builds that own or build them, and the sessions that
+they would ask, in order, with those that are lent. Browsers get a page that
+draws the graph.
 
 Nothing of an op is shown but the name that is shown in progress.`,
 	},
@@ -128,6 +102,19 @@ Nothing of an op is shown but the name that is shown in progress.`,
 		Body: `gateway.solve.load tells clients that they do not need to order evaluations
 themselves. EvaluateAll evaluates the refs of a result concurrently with any
 daemon.`,
+	},
+	{
+		Title:   "cache: fix dead records and leaked parents of concurrent builds",
+		Folders: []string{"cache"},
+		Body: `Finalize marks the writable half of a record as dead before it lets go of
+it, under the lock of the record. Get looked without that lock, and failed
+with "failed to get dead record" when it did so in between.
+
+New clones the parent and finalizes it. When the build was canceled in
+between, the clone was never released, and the record stayed in use until
+the daemon ended.
+
+Nothing before needs these repairs.`,
 	},
 	{
 		Title:   "dockerfile: take version +graphload for its release",

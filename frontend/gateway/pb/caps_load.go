@@ -6,9 +6,9 @@ import (
 )
 
 // CapGatewaySolveLoad says that a lazy solve is loaded: when Solve returns, the
-// LLB of its refs is loaded and reference counted for the duration of the build
-// request, and the session of the build serves whoever evaluates it. Clients do
-// not need to order evaluations themselves.
+// LLB of its refs is loaded and registered for the duration of the build request,
+// and the session of the build serves the builds that are chained on the result.
+// Clients do not need to order evaluations themselves.
 const CapGatewaySolveLoad apicaps.CapID = "gateway.solve.load"
 
 func init() {
