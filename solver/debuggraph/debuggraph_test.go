@@ -116,6 +116,12 @@ func TestPage(t *testing.T) {
 	// the circles of the step that base owns: its session first
 	step := body[strings.Index(body, `data-index="1"`):strings.Index(body, `data-index="2"`)]
 	require.Regexp(t, `(?s)chip lent.*>A</text>.*chip builds.*>B</text>`, step)
+	require.Equal(t, 1, strings.Count(body, "<br>chained on A</span>"))
+	shared := chain() // both builds have one session
+	for i := range shared.Steps[2].Sessions {
+		shared.Steps[2].Sessions[i].ID = "session-base"
+	}
+	require.Equal(t, "B", newPage(shared, "").Nodes[2].Chips[0].Label)
 	body = get(t, chain(), "/debug/graph?build=ref-base", browser).Body.String()
 	require.Equal(t, 2, strings.Count(body, `class="node `))
 	require.Contains(t, body, `<option value="ref-base" selected>`)

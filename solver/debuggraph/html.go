@@ -86,7 +86,7 @@ th { color: #66727f; }
 <h2>Builds</h2>
 <table id="builds">
 {{range .Builds}}<tr data-build="{{.Ref}}"><td><svg width="24" height="18" class="key"><rect width="24" height="18" rx="9" fill="hsl({{.Hue}} 60% 42%)"/><text x="12" y="13" text-anchor="middle" font-size="11" font-weight="600" fill="#fff">{{.Label}}</text></svg></td>
-<td><a href="?build={{.Ref}}">{{.Ref}}</a><br><span class="muted">session <code>{{.Session}}</code><br>since {{.Since}}, owns {{.Owned}}, builds {{.Active}}{{if .Bases}}<br>chained on{{range .Bases}} {{.}}{{end}}, which lends to it{{end}}</span></td></tr>
+<td><a href="?build={{.Ref}}">{{.Ref}}</a><br><span class="muted">session <code>{{.Session}}</code><br>since {{.Since}}, owns {{.Owned}}, builds {{.Active}}{{if .Bases}}<br>chained on{{range .Bases}} {{.}}{{end}}{{end}}</span></td></tr>
 {{end}}</table>
 <h2>Legend</h2>
 <p>A step asks the sessions of the builds in its circles, from left to right, for secrets, agents, files and logins.</p>
@@ -163,8 +163,10 @@ th { color: #66727f; }
   graph.builds.forEach(function (b, i) {
     labels[b.ref] = String.fromCharCode(65 + i % 26) + (i >= 26 ? Math.floor(i / 26) : "");
   });
-  function buildOf(session) {
-    return graph.builds.find(function (b) { return b.session === session; });
+  // borrowers are the builds of the step that are chained on the build
+  function borrowers(step, base) {
+    return graph.builds.filter(function (b) { return b.chainedOn.includes(base) && step.jobs.includes(b.ref); })
+      .map(function (b) { return labels[b.ref]; }).join(", ");
   }
   function list(el, title, items, ordered) {
     el.append(element("h2", title));
@@ -192,8 +194,8 @@ th { color: #66727f; }
     list(el, "Builds that own it", step.owners.map(function (ref) { return (labels[ref] || "") + " " + ref; }), true);
     list(el, "Builds that build it", step.jobs.map(function (ref) { return (labels[ref] || "") + " " + ref; }), true);
     list(el, "Sessions, in the order asked", step.sessions.map(function (s) {
-      var b = buildOf(s.id);
-      return (b ? labels[b.ref] + " " : "") + s.id + (s.lent ? ", lent" : "");
+      var to = s.lent && borrowers(step, s.build);
+      return (labels[s.build] || "") + " " + s.id + (s.lent ? ", lent" + (to && " to " + to) : "");
     }), true);
     list(el, "Inputs", step.inputs.map(named));
     if (step.parents) { list(el, "Parents", step.parents.map(named)); }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
-	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -94,19 +93,16 @@ func newPage(g *solver.Graph, build string) *page {
 		p.Graph = &solver.Graph{Time: g.Time, Builds: g.Builds, Steps: g.Steps[:maxDrawn]}
 	}
 	steps := p.Graph.Steps
-	bySession := map[string]int{}
+	byRef := map[string]int{}
 	for i, b := range g.Builds {
 		p.Builds = append(p.Builds, pageBuild{
 			GraphBuild: b, Label: buildLabel(i), Hue: buildHue(i), Since: g.Time.Sub(b.Started).Round(100 * time.Millisecond).String(),
 		})
-		if _, ok := bySession[b.Session]; !ok && b.Session != "" {
-			bySession[b.Session] = i
-		}
+		byRef[b.Ref] = i
 	}
-
 	for i, b := range p.Builds {
 		for _, ref := range b.ChainedOn {
-			if j := slices.IndexFunc(p.Builds, func(b pageBuild) bool { return b.Ref == ref }); j >= 0 {
+			if j, ok := byRef[ref]; ok {
 				p.Builds[i].Bases = append(p.Builds[i].Bases, p.Builds[j].Label)
 			}
 		}
@@ -127,7 +123,7 @@ func newPage(g *solver.Graph, build string) *page {
 				break
 			}
 			c := chip{Label: "?", X: 18 + n*19, Lent: session.Lent}
-			if b, ok := bySession[session.ID]; ok {
+			if b, ok := byRef[session.Build]; ok {
 				c.Label, c.Hue = p.Builds[b].Label, p.Builds[b].Hue
 			}
 			node.Chips = append(node.Chips, c)

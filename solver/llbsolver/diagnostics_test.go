@@ -16,8 +16,6 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 )
 
-// TestDescribeDefinition compares what is said of a definition with the
-// vertices that loading makes of it.
 func TestDebugGraph(t *testing.T) {
 	b := newBench(t)
 	solverForDebug.Store(b.solver)
