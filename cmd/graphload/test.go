@@ -23,7 +23,7 @@ import (
 // with added files, and those below them. The tests of package client need the
 // images of BuildKit's integration harness.
 var treePackages = []string{
-	"./cache", "./solver", "./solver/debuggraph", "./solver/llbsolver/...", "./solver/pb", "./session/...", "./frontend/gateway", "./frontend/gateway/client", "./frontend/gateway/pb",
+	"./cache", "./solver", "./solver/debuggraph", "./solver/llbsolver/...", "./session/...", "./frontend/gateway", "./frontend/gateway/client", "./frontend/gateway/pb",
 	"./frontend/dockerfile/version",
 	"./util/graphload/...", "./util/resolver/...", "./cmd/buildkitd",
 }

@@ -21,8 +21,6 @@ type Target struct {
 
 // Targets are all fuzz targets.
 var Targets = []Target{
-	{Name: "FuzzLazySolve", Tree: true, Pkg: "./solver/llbsolver"},
-	{Name: "FuzzOpHeader", Tree: true, Pkg: "./solver/pb"},
 	{Name: "FuzzApply", Pkg: "./internal/seam"},
 	{Name: "FuzzParse", Pkg: "./internal/seam"},
 }
