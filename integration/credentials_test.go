@@ -8,7 +8,6 @@ import (
 	"github.com/graphload/graphload/integration/testbed"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
-	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth"
 	"github.com/stretchr/testify/require"
@@ -52,7 +51,7 @@ func TestCredentials(t *testing.T) {
 
 	bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: subject(), Config: registry.DaemonConfig()})
 	image := registry.Host + "/base:latest"
-	pushImage(t, bed, login, image)
+	pushState(t, bed.client, peer{name: "push", locals: bed.locals, attach: []session.Attachable{login}}, bed.root, image)
 
 	for _, tc := range []struct {
 		name  string
@@ -116,24 +115,4 @@ func TestCredentials(t *testing.T) {
 			})
 		}
 	}
-}
-
-// pushImage pushes the root filesystem as an image.
-func pushImage(t *testing.T, bed *randomBed, login session.Attachable, image string) {
-	t.Helper()
-	p := peer{name: "push", locals: bed.locals, attach: []session.Attachable{login}}
-	opt, err := p.options()
-	require.NoError(t, err)
-	opt.Exports = []client.ExportEntry{{
-		Type:  client.ExporterImage,
-		Attrs: map[string]string{"name": image, "push": "true"},
-	}}
-	_, err = bed.client.Build(t.Context(), opt, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
-		def, err := bed.root.Marshal(ctx, llb.LocalUniqueID("testbed"))
-		if err != nil {
-			return nil, err
-		}
-		return gc.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB()})
-	}, nil)
-	require.NoError(t, err)
 }

@@ -115,7 +115,7 @@ func pushState(t *testing.T, c *client.Client, p peer, st llb.State, image strin
 	opt, err := p.options()
 	require.NoError(t, err)
 	opt.Exports = []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{"name": image, "push": "true"}}}
-	def, err := st.Marshal(t.Context())
+	def, err := st.Marshal(t.Context(), llb.LocalUniqueID("testbed"))
 	require.NoError(t, err)
 	_, err = c.Build(t.Context(), opt, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
 		return gc.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB()})
