@@ -114,13 +114,16 @@ func addCaches(caches, more []CacheManager) []CacheManager {
 	return caches
 }
 
+// HasSession reports if the session of the job is known to have been connected.
+func (j *Job) HasSession() bool {
+	return j.owner.session.Load() != nil
+}
+
 // SetSession tells the job that its session is connected. It is lent as long as it
 // stays so: a session that has been closed is not waited for.
 func (j *Job) SetSession(c session.Caller) {
-	if j.owner.session.Load() == nil {
-		ctx := c.Context(context.Background())
-		j.owner.session.Store(&ctx)
-	}
+	ctx := c.Context(context.Background())
+	j.owner.session.CompareAndSwap(nil, &ctx)
 }
 
 func (j *Job) sessionClosed() bool {

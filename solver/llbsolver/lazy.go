@@ -80,7 +80,7 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 
 // noteSession tells the job about its session, if that is connected.
 func (b *llbBridge) noteSession(ctx context.Context, j *solver.Job, sid string) {
-	if b.sm == nil || sid == "" {
+	if b.sm == nil || sid == "" || j.HasSession() {
 		return
 	}
 	if c, err := b.sm.Get(ctx, sid, true); err == nil && c != nil {

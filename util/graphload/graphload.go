@@ -1,10 +1,9 @@
 // Package graphload tells if lazy solves enter the build graph.
 //
-// With it, the daemon loads the definition of a lazy Solve at once and
-// registers its vertices with the build, evaluates the refs of a forced Solve
-// concurrently, and asks every session of a step before it does without an
-// optional SSH agent or a registry login. BUILDKIT_GRAPHLOAD=0 in the
-// environment of the daemon switches all of it off.
+// With it, the daemon loads the definition of a lazy Solve at once and registers
+// its vertices with the build, which lends its session to the builds that are
+// chained on its results, and evaluates the refs of a forced Solve concurrently.
+// BUILDKIT_GRAPHLOAD=0 in the environment of the daemon switches all of it off.
 package graphload
 
 import (
