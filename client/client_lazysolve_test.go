@@ -174,6 +174,7 @@ func testLazySolveNeverEvaluated(t *testing.T, sb integration.Sandbox) {
 	defer c.Close()
 
 	base := checkSecret(llb.Image("busybox:latest"), "token", "base")
+	child := runScript(base, "true")
 	collect := func() (chan *SolveStatus, func() (names []string)) {
 		ch := make(chan *SolveStatus)
 		done := make(chan []string)
@@ -191,7 +192,7 @@ func testLazySolveNeverEvaluated(t *testing.T, sb integration.Sandbox) {
 	baseStatus, baseNames := collect()
 	childStatus, childNames := collect()
 	err = lazyBuild(sb.Context(), c, withSecrets(map[string]string{"token": "base"}), base, baseStatus, func(ctx context.Context, _ gateway.Reference) error {
-		return lazyBuild(ctx, c, SolveOpt{}, base, childStatus, evaluate)
+		return lazyBuild(ctx, c, SolveOpt{}, child, childStatus, evaluate)
 	})
 	require.NoError(t, err)
 	require.Contains(t, strings.Join(childNames(), "\n"), "/run/secrets/token")
@@ -234,9 +235,9 @@ func testLazySolveIsolation(t *testing.T, sb integration.Sandbox) {
 	require.NoError(t, err)
 }
 
-// testLazySolveNoCacheTwin has a third build that loads the step of base without
-// cache before the child evaluates it. Both variants of the step have base's
-// secret.
+// testLazySolveNoCacheTwin has a third build, chained on base as well, that loads
+// the step of base without cache before the child evaluates it. Both variants of
+// the step have base's secret.
 func testLazySolveNoCacheTwin(t *testing.T, sb integration.Sandbox) {
 	c, err := New(sb.Context(), sb.Address())
 	require.NoError(t, err)
@@ -249,14 +250,14 @@ func testLazySolveNoCacheTwin(t *testing.T, sb integration.Sandbox) {
 			llb.AddSecret("/run/secrets/token", llb.SecretID("token")),
 		}, opts...)...).Root()
 	}
-	base, twin := step(), step(llb.IgnoreCache)
-	child := runScript(base, "true")
+	base := step()
+	child, third := runScript(base, "true"), runScript(step(llb.IgnoreCache), "true")
 	err = lazyBuild(sb.Context(), c, withSecrets(map[string]string{"token": "base"}), base, nil, func(ctx context.Context, baseRef gateway.Reference) error {
-		return lazyBuild(ctx, c, SolveOpt{}, twin, nil, func(ctx context.Context, twinRef gateway.Reference) error {
+		return lazyBuild(ctx, c, SolveOpt{}, third, nil, func(ctx context.Context, thirdRef gateway.Reference) error {
 			if err := lazyBuild(ctx, c, SolveOpt{}, child, nil, evaluate); err != nil {
 				return errors.Wrap(err, "child")
 			}
-			if err := twinRef.Evaluate(ctx); err != nil {
+			if err := thirdRef.Evaluate(ctx); err != nil {
 				return errors.Wrap(err, "third build")
 			}
 			return baseRef.Evaluate(ctx)
