@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
+	digest "github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 )
@@ -49,6 +51,62 @@ func BenchmarkDiscardBeside(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// slowImport is a cache import that takes longer than anything else here.
+type slowImport struct {
+	CacheManager
+	started chan struct{}
+	stop    chan struct{}
+}
+
+func (si *slowImport) ID() string { return "slow import" }
+
+func (si *slowImport) Query([]CacheKeyWithSelector, Index, digest.Digest, Index) ([]*CacheKey, error) {
+	select {
+	case si.started <- struct{}{}:
+	default:
+	}
+	select {
+	case <-si.stop:
+	case <-time.After(time.Second):
+	}
+	return nil, nil
+}
+
+// BenchmarkDiscardDuringImport ends a job that has loaded a step while another
+// one waits for a cache import.
+func BenchmarkDiscardDuringImport(b *testing.B) {
+	for b.Loop() {
+		b.StopTimer()
+		s := NewSolver(SolverOpt{ResolveOpFunc: testOpResolver})
+		si := &slowImport{CacheManager: NewInMemoryCacheManager(), started: make(chan struct{}, 1), stop: make(chan struct{})}
+		importer, err := s.NewJob("importer")
+		require.NoError(b, err)
+		done := make(chan error, 1)
+		go func() {
+			res, err := importer.Build(b.Context(), Edge{Vertex: vtx(vtxOpt{name: "v", cacheSource: si})})
+			if err == nil {
+				err = res.Release(b.Context())
+			}
+			done <- err
+		}()
+		<-si.started
+		j, err := s.NewJob("other")
+		require.NoError(b, err)
+		_, err = s.load(b.Context(), vtx(vtxOpt{name: "other"}), nil, j)
+		require.NoError(b, err)
+		b.StartTimer()
+
+		require.NoError(b, j.Discard())
+
+		b.StopTimer()
+		close(si.stop)
+		require.NoError(b, <-done)
+		require.NoError(b, importer.Discard())
+		s.Close()
+		b.StartTimer()
 	}
 }
 

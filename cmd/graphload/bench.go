@@ -22,7 +22,7 @@ func benchCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "rounds", Value: 15, Usage: "measurements of each row on each daemon, at least"},
 			&cli.StringSliceFlag{Name: "row", Usage: "rows to measure, by a part of their name (default: all)"},
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "build/bench", Usage: "folder for the measurements in the format of benchstat, the table and the plot"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "build/bench", Usage: "folder for the measurements in the format of benchstat and the table"},
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) (retErr error) {
@@ -36,8 +36,12 @@ func benchCommand() *cli.Command {
 			}
 			targets := map[testbed.Flavor]*bench.Target{}
 			for _, flavor := range testbed.Flavors {
+				opt.Pristine = flavor == testbed.Upstream
+				tree, err := writeTree(ctx, opt)
+				if err != nil {
+					return err
+				}
 				if !cmd.Bool("no-build") {
-					opt.Pristine = flavor == testbed.Upstream
 					if _, err := buildBinaries(ctx, opt, false); err != nil {
 						return err
 					}
@@ -45,6 +49,7 @@ func benchCommand() *cli.Command {
 				if targets[flavor], err = bench.NewTarget(ctx, flavor); err != nil {
 					return err
 				}
+				targets[flavor].Tree, targets[flavor].Root = tree.Dir, opt.Root
 				defer closeLast(targets[flavor], &retErr)
 			}
 			var results []*bench.Result
@@ -59,7 +64,7 @@ func benchCommand() *cli.Command {
 			if err := bench.WriteTable(os.Stdout, results); err != nil {
 				return err
 			}
-			if err := writeBench(cmd.String("output"), opt.Version, results); err != nil {
+			if err := writeBench(cmd.String("output"), results); err != nil {
 				return err
 			}
 			if missed := slices.DeleteFunc(results, func(r *bench.Result) bool { return !r.Missed() }); len(missed) > 0 {
@@ -71,24 +76,13 @@ func benchCommand() *cli.Command {
 }
 
 // writeBench writes what was measured to a folder.
-func writeBench(dir, version string, results []*bench.Result) error {
+func writeBench(dir string, results []*bench.Result) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return errors.WithStack(err)
 	}
 	files := map[string]func(io.Writer, []*bench.Result) error{
 		"bench.txt": bench.WriteBenchstat,
 		"bench.md":  bench.WriteMarkdown,
-	}
-	sizes := 0
-	for _, r := range results {
-		if r.Steps > 0 {
-			sizes++
-		}
-	}
-	if sizes > 1 {
-		files["bench.svg"] = func(w io.Writer, results []*bench.Result) error {
-			return bench.Plot(w, "One lazy solve of new steps, BuildKit "+version, results)
-		}
 	}
 	for name, write := range files {
 		var buf bytes.Buffer

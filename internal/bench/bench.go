@@ -4,6 +4,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -21,7 +22,6 @@ type Row struct {
 	Noisy  bool    // within the noise of the measurement
 	Max    float64 // what is acceptable in units, 0 for any
 	Rounds int     // at most so many, 0 for as many as wanted
-	Steps  int     // of the graph, for rows that differ in nothing else
 	Run    runFunc
 }
 
@@ -52,8 +52,12 @@ func (u Unit) Format(v float64) string {
 type Target struct {
 	Daemon *testbed.Daemon
 	Client *client.Client
+	Tree   string // folder of the source of the daemon, for benchmarks of packages
+	Root   string // folder of this repository
 
-	builder *testbed.Builder
+	builder  *testbed.Builder
+	binaries map[string]string // of tests, by package
+	temp     []string          // folders that are deleted at the end
 }
 
 // NewTarget starts a daemon on a fresh root.
@@ -82,6 +86,9 @@ func (t *Target) Builder(ctx context.Context) (_ *testbed.Builder, err error) {
 func (t *Target) Close() error {
 	if t.builder != nil {
 		t.builder.Close()
+	}
+	for _, dir := range t.temp {
+		os.RemoveAll(dir)
 	}
 	t.Client.Close()
 	return t.Daemon.Close()
@@ -126,13 +133,34 @@ func Find(parts []string) ([]Row, error) {
 }
 
 func rows() (out []Row) {
+	solve := packageBench{pkg: "./solver/llbsolver", files: []string{"bench_test.go"}}
 	for _, n := range []int{10, 100, 1000, 5000} {
-		out = append(out, Row{Name: fmt.Sprintf("lazy solve of %d exec steps", n), Unit: Time, Bar: 1.25, Steps: n, Run: lazySolve(n)})
+		out = append(out, Row{
+			Name: fmt.Sprintf("solve and evaluate %d steps that do nothing", n), Unit: Time, Bar: 1.0, Noisy: true,
+			Run: solve.run(fmt.Sprintf("BenchmarkSolve/then=evaluate/steps=%d", n), ""),
+		}, Row{
+			Name: fmt.Sprintf("lazy solve of %d steps; upstream also loads them", n), Unit: Time, Bar: 1.0, Noisy: true,
+			Run: solve.run(fmt.Sprintf("BenchmarkSolve/then=load/steps=%d", n), fmt.Sprintf("BenchmarkSolve/then=nothing/steps=%d", n)),
+		})
+	}
+	discard := packageBench{pkg: "./solver", files: []string{"discard_bench_test.go"}}
+	for _, n := range []int{10_000, 50_000} {
+		for _, failing := range []bool{false, true} {
+			name := "good"
+			if failing {
+				name = "failing"
+			}
+			out = append(out, Row{
+				Name: fmt.Sprintf("%s build and discard beside %d states", name, n), Unit: Time, Bar: 1.2,
+				Run: discard.run(fmt.Sprintf("BenchmarkDiscardBeside/failing=%t/states=%d", failing, n), ""),
+			})
+		}
 	}
 	return append(out,
-		Row{Name: "100 lazy solves growing to 500 steps", Unit: Time, Bar: 1.2, Run: growing(100, 5)},
-		Row{Name: "1000 steps solved 50 times", Unit: Time, Bar: 1.1, Run: repeated(1000, 50)},
-		Row{Name: "whole build around a lazy solve of 2000 steps", Unit: Time, Bar: 1.2, Run: wholeBuild(2000)},
+		Row{Name: "merge a chain of 1600 steps and discard", Unit: Time, Bar: 1.2, Run: discard.run("BenchmarkMergeChain", "")},
+		Row{Name: "discard while another build imports a cache", Unit: Time, Bar: 1.2, Run: discard.run("BenchmarkDiscardDuringImport", "")},
+		Row{Name: "100 lazy solves growing to 500 steps", Unit: Time, Run: growing(100, 5)},
+		Row{Name: "1000 steps solved 50 times", Unit: Time, Run: repeated(1000, 50)},
 		Row{Name: "30 empty builds while 20 builds hold 1000 steps each", Unit: Time, Bar: 1.15, Run: emptyBuilds(30, 20, 1000)},
 		Row{Name: "solve and evaluate 150 file ops", Unit: Time, Bar: 1.0, Noisy: true, Run: evaluateFileOps(150)},
 		Row{Name: "solve and evaluate 30 exec steps", Unit: Time, Bar: 1.0, Noisy: true, Run: evaluateExecs(30)},

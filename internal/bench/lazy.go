@@ -147,18 +147,6 @@ func solve(ctx context.Context, gc gateway.Client, def *pb.Definition) error {
 	return err
 }
 
-func lazySolve(n int) runFunc {
-	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
-		def, err := chainOf(ctx, n)
-		if err != nil {
-			return 0, err
-		}
-		return inBuild(ctx, t.Client, func(ctx context.Context, gc gateway.Client) error {
-			return solve(ctx, gc, def)
-		})
-	})
-}
-
 func growing(solves, steps int) runFunc {
 	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
 		sizes := make([]int, solves)
@@ -194,20 +182,6 @@ func repeated(steps, times int) runFunc {
 			}
 			return nil
 		})
-	})
-}
-
-func wholeBuild(steps int) runFunc {
-	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
-		def, err := chainOf(ctx, steps)
-		if err != nil {
-			return 0, err
-		}
-		start := time.Now()
-		_, err = inBuild(ctx, t.Client, func(ctx context.Context, gc gateway.Client) error {
-			return solve(ctx, gc, def)
-		})
-		return time.Since(start), err
 	})
 }
 

@@ -52,13 +52,7 @@ func Measure(ctx context.Context, row Row, targets map[testbed.Flavor]*Target, r
 }
 
 func median(v []float64) float64 {
-	_, q2, _ := quartiles(v)
-	return q2
-}
-
-func quartiles(v []float64) (q1, q2, q3 float64) {
-	v = slices.Sorted(slices.Values(v))
-	return v[len(v)/4], v[len(v)/2], v[len(v)*3/4]
+	return slices.Sorted(slices.Values(v))[len(v)/2]
 }
 
 // Median returns the median of a daemon.
@@ -130,8 +124,11 @@ func WriteMarkdown(w io.Writer, results []*Result) error {
 
 func (r *Result) cells() []string {
 	lo, hi := r.Interval()
-	bar := fmt.Sprintf("%.2f", r.Bar)
-	if r.Bar == 0 {
+	bar := "none"
+	switch {
+	case r.Bar > 0:
+		bar = fmt.Sprintf("%.2f", r.Bar)
+	case r.Max > 0:
 		bar = "at most " + r.Unit.Format(r.Max)
 	}
 	return []string{
