@@ -155,6 +155,15 @@ func logUsage(t *testing.T, d *testbed.Daemon, c *client.Client) {
 	}
 	g, err := readGraph(context.WithoutCancel(t.Context()), d)
 	t.Logf("graph: %+v %v", g, err)
+	if dir := os.Getenv(testbed.LogsEnv); dir != "" {
+		profile, err := d.Debug(context.WithoutCancel(t.Context()), "/debug/pprof/heap?gc=1")
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, t.Name()+".heap.pprof"), []byte(profile), 0o600)
+		}
+		if err != nil {
+			t.Log(err)
+		}
+	}
 }
 
 // idleTimeout is how long a daemon may take to give back what builds used: the

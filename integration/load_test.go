@@ -65,7 +65,9 @@ func TestChainsAtOnce(t *testing.T) {
 	requireIdle(t, bed.daemon, bed.client, before)
 }
 
-// TestClients has many clients that build random graphs for some time.
+// TestClients has many clients that build random graphs for some time, and checks
+// that nothing of them is left. TestRandomGraphs has the graphs whose builds end
+// while their steps run.
 func TestClients(t *testing.T) {
 	if *loadDuration == 0 {
 		t.Skip("-duration is not set")
@@ -77,7 +79,7 @@ func TestClients(t *testing.T) {
 	}
 	t.Logf("-seed %d", seed)
 	run := func(n int) error {
-		r := newRandomRun(bed, newRandomGraph(seed, n))
+		r := newRandomRun(bed, newRandomGraph(seed, n).calm())
 		if err := r.run(t.Context()); err != nil {
 			return r.failure(err)
 		}

@@ -159,6 +159,31 @@ type randomOp struct {
 	cancel   time.Duration // of opEvaluate, when it is canceled, or 0
 }
 
+// calm returns the graph without steps that are canceled while they run: no
+// evaluation is, and builds end in rounds of their own. Upstream's daemon keeps the
+// result of such a step in use at times, and this one does not mend that.
+func (g *randomGraph) calm() *randomGraph {
+	calm := *g
+	calm.rounds = nil
+	for _, round := range g.rounds {
+		var others, ends []randomOp
+		for _, op := range round {
+			op.cancel = 0
+			if op.kind == opReturn || op.kind == opKill {
+				ends = append(ends, op)
+			} else {
+				others = append(others, op)
+			}
+		}
+		for _, ops := range [][]randomOp{others, ends} {
+			if len(ops) > 0 {
+				calm.rounds = append(calm.rounds, ops)
+			}
+		}
+	}
+	return &calm
+}
+
 func (op randomOp) String() string {
 	s := fmt.Sprintf("%s %s", op.kind, op.build.name)
 	if op.kind == opEvaluate {

@@ -22,10 +22,17 @@ import (
 
 // clientTests are the tests of a Go client in which the test decides the order
 // of evaluation, and which can run on either daemon.
-const clientTests = "^(TestChildFirst|TestOrders|TestEvaluatedBy|TestIsolation|TestCredentials|TestOwnerGone|TestUnrelatedOwner)$"
+const clientTests = "^(TestChildFirst|TestOrders|TestEvaluatedBy|TestIsolation|TestCredentials|TestBaseGone)$"
 
-// goClient is how the table calls their client.
-const goClient = "Go client"
+// strangerTests compare builds beside an unrelated one on both daemons, so a row
+// of them passes on both or on none.
+const strangerTests = "^TestStrangers$"
+
+// How the table calls the clients of these tests.
+const (
+	goClient = "Go client"
+	beside   = "beside an unrelated build"
+)
 
 // table is what passes with which client, on upstream's daemon and on this one.
 type table struct {
@@ -105,7 +112,7 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 	var names []string // in the order in which they ran
 	for _, flavor := range testbed.Flavors {
 		progressf("tests of the Go client on the %s daemon", flavor)
-		err := runClientTests(ctx, opt.Root, flavor, t.runs, func(name string, pass bool) {
+		err := runClientTests(ctx, opt.Root, flavor, clientTests, t.runs, func(name string, pass bool) {
 			if passed[name] == nil {
 				passed[name] = map[testbed.Flavor]int{}
 				names = append(names, name)
@@ -125,6 +132,18 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 			failed = append(failed, errors.Errorf("%s passed %d of %d", name, n, t.runs))
 		}
 	}
+	err = runClientTests(ctx, opt.Root, testbed.Graphload, strangerTests, 1, func(name string, pass bool) {
+		row := tableRow{Scenario: name, Client: beside, Runs: 1, Passed: map[testbed.Flavor]int{}}
+		if pass {
+			row.Passed[testbed.Upstream], row.Passed[testbed.Graphload] = 1, 1
+		} else {
+			failed = append(failed, errors.Errorf("%s: not the same on both daemons", name))
+		}
+		t.set(row)
+	})
+	if err != nil {
+		return err
+	}
 	t.complete = true
 	return stderrors.Join(append(failed, t.write(path))...)
 }
@@ -132,8 +151,8 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 // runClientTests runs the tests of the Go client on a daemon, and calls ended
 // for each end of a test that has no others below. One that is skipped did not
 // pass.
-func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, runs int, ended func(name string, pass bool)) error {
-	cmd := gomod.Command(ctx, dir, "test", "-buildvcs=false", "-json", "-timeout", "0", "-count", fmt.Sprint(runs), "-run", clientTests,
+func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, tests string, runs int, ended func(name string, pass bool)) error {
+	cmd := gomod.Command(ctx, dir, "test", "-buildvcs=false", "-json", "-timeout", "0", "-count", fmt.Sprint(runs), "-run", tests,
 		"./integration", "-flavor", string(flavor))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -213,7 +232,7 @@ func (t *table) read(path string) error {
 		return errors.Wrap(err, jsonPath(path))
 	}
 	for _, row := range f.Rows {
-		if f.Upstream != t.version || row.Runs != t.runs {
+		if f.Upstream != t.version || row.Client != beside && row.Runs != t.runs {
 			return errors.Errorf("%s has %d runs with BuildKit %s, not %d with %s: run all loops", jsonPath(path), row.Runs, f.Upstream, t.runs, t.version)
 		}
 	}
@@ -258,13 +277,16 @@ one. Written by %s, with the same figures as JSON next to it.
 	}
 
 	byScenario := map[string]map[string]tableRow{}
-	var bakes, tests, versions []string
+	var bakes, tests, strangers, versions []string
 	for _, row := range t.rows {
 		if byScenario[row.Scenario] == nil {
 			byScenario[row.Scenario] = map[string]tableRow{}
-			if row.Client == goClient {
+			switch row.Client {
+			case goClient:
 				tests = append(tests, row.Scenario)
-			} else {
+			case beside:
+				strangers = append(strangers, row.Scenario)
+			default:
 				bakes = append(bakes, row.Scenario)
 			}
 		}
@@ -293,6 +315,16 @@ one. Written by %s, with the same figures as JSON next to it.
 		sb.WriteString("\n## Go client\n\nTests of `integration/`, in which the test decides who evaluates first.\n\n| test | upstream → graphload |\n|---|---|\n")
 		for _, scenario := range tests {
 			fmt.Fprintf(&sb, "| %s | %s |\n", scenario, text(byScenario[scenario][goClient]))
+		}
+	}
+	if len(strangers) > 0 {
+		sb.WriteString("\n## Beside an unrelated build\n\nBuilds that run beside one that has solved the same steps and has nothing else to do\nwith them. What they see and return must be the same on both daemons.\n\n| test | the same |\n|---|---|\n")
+		for _, scenario := range strangers {
+			same := "no"
+			if byScenario[scenario][beside].Passed[testbed.Graphload] > 0 {
+				same = "yes"
+			}
+			fmt.Fprintf(&sb, "| %s | %s |\n", scenario, same)
 		}
 	}
 	return sb.String()

@@ -18,6 +18,8 @@ func TestTable(t *testing.T) {
 	tab.set(row("buildx v0.9.0", 1, 2))
 	tab.set(row("buildx v0.10.0", 0, 3))
 	tab.set(tableRow{Scenario: "TestOrders/x", Client: goClient, Runs: 3, Passed: map[testbed.Flavor]int{testbed.Graphload: 3}})
+	tab.set(tableRow{Scenario: "TestStrangers/x", Client: beside, Runs: 1, Passed: map[testbed.Flavor]int{testbed.Upstream: 1, testbed.Graphload: 1}})
+	tab.set(tableRow{Scenario: "TestStrangers/y", Client: beside, Runs: 1, Passed: map[testbed.Flavor]int{}})
 	require.NoError(t, tab.write(path))
 
 	next := &table{version: "v1.2.3", runs: 3, programs: tab.programs}
@@ -26,10 +28,11 @@ func TestTable(t *testing.T) {
 	require.Contains(t, next.markdown(), "**Not complete:**")
 	next.date, next.complete = time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), true
 	next.set(row("buildx v0.9.0", 1, 3))
-	require.Len(t, next.rows, 3)
+	require.Len(t, next.rows, 5)
 	md := next.markdown()
 	require.Contains(t, md, "| scenario | v0.9.0 | v0.10.0 |\n|---|---|---|\n| a chain | 1 → 3 | 0 → 3 |\n")
 	require.Contains(t, md, "| TestOrders/x | 0 → 3 |\n")
+	require.Contains(t, md, "| TestStrangers/x | yes |\n| TestStrangers/y | no |\n")
 	require.Contains(t, md, "on 2026-01-02, 2026-01-03: 3 runs")
 	require.Contains(t, md, "\n- runc version 1\n")
 	require.NotContains(t, md, "Not complete")
