@@ -562,7 +562,9 @@ func (m *randomModel) start(round []randomOp) []expectation {
 	mayFail, mustFail := map[*randomStep]bool{}, map[*randomStep]bool{}
 	for _, s := range m.g.steps {
 		st := m.steps[s]
-		if st.canceled {
+		if st.canceled || slices.ContainsFunc(round, func(op randomOp) bool {
+			return (op.cancel > 0 || leaving[op.build]) && slices.Contains(op.builds(), s)
+		}) {
 			m.cutOff(s, leaving)
 		}
 		if building[s] == nil || st.done && !m.reruns[s] {
@@ -628,8 +630,15 @@ func (m *randomModel) solvesAgain(op randomOp) bool {
 }
 
 // cutOff is for a step that may be running although whoever evaluated it was
-// told that this is canceled: the agent it uses can go before it is killed.
+// told that this is canceled: the agent it uses can go before it is killed. Upstream
+// also runs a step without an optional agent when it was canceled while the client
+// was asked for it, and keeps the result if the step ends before it is killed.
 func (m *randomModel) cutOff(s *randomStep, leaving map[*randomBuild]bool) {
+	for i, n := range s.needs {
+		if n.kind == sshAgent && n.optional {
+			m.steps[s].seen[i][missing] = true
+		}
+	}
 	for b := range leaving {
 		for i, n := range s.needs {
 			if n.kind == sshAgent && m.steps[s].seen[i][b.offers[n.offer()]] {

@@ -268,12 +268,12 @@ type mergedVertex struct {
 }
 
 // addMerged notes that s, or a vertex that depends on s, took over an edge of
-// src: it stands for the vertex of src too, and owners of that one can be asked
-// for it. Ancestors are noted only if the merge is for a job that is chained, as
-// there are as many as the graph is deep.
+// src, and so the job j: it stands for the vertex of src too, and owners of that one
+// can be asked for it. Ancestors are noted only for a job that is chained, as there
+// are as many as the graph is deep.
 // called with the lock of s
-func (s *state) addMerged(src *state, ancestor bool) {
-	if !graphload.Enabled() || ancestor && !src.chained() {
+func (s *state) addMerged(src *state, j *Job, ancestor bool) {
+	if ancestor && !j.HasBases() || !graphload.Enabled() {
 		return
 	}
 	c := &s.solver.chains
@@ -292,17 +292,6 @@ func (s *state) mergedVertex() *mergedVertex {
 		s.merged = &mergedVertex{dgst: s.origDigest}
 	}
 	return s.merged
-}
-
-// chained reports if one of the jobs of s is chained on another.
-// called with the lock of s
-func (s *state) chained() bool {
-	for j := range s.jobs {
-		if j.HasBases() {
-			return true
-		}
-	}
-	return false
 }
 
 // digests returns the LLB digests that s stands for.
