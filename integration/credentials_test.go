@@ -2,34 +2,111 @@ package integration
 
 import (
 	"context"
+	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 
 	"github.com/graphload/graphload/integration/testbed"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 )
 
-// registryLogin answers for one registry, as a client does that is logged in
-// there, and for no other.
-type registryLogin struct {
-	auth.UnimplementedAuthServer
-	host, user, password string
+// countedLogins is the auth service of a client that counts how often it gives
+// away a password.
+type countedLogins struct {
+	auth.AuthServer
+	passwords atomic.Int64
 }
 
-func (l *registryLogin) Register(s *grpc.Server) {
+func newCountedLogins(password string, registries ...*testbed.Registry) *countedLogins {
+	if password == "" {
+		registries = nil
+	}
+	return &countedLogins{AuthServer: dockerLogin("user", password, registries...).(auth.AuthServer)}
+}
+
+func (l *countedLogins) Register(s *grpc.Server) {
 	auth.RegisterAuthServer(s, l)
 }
 
-func (l *registryLogin) Credentials(_ context.Context, req *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
-	if req.Host != l.host {
-		return &auth.CredentialsResponse{}, nil
+func (l *countedLogins) Credentials(ctx context.Context, req *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
+	resp, err := l.AuthServer.Credentials(ctx, req)
+	if resp.GetSecret() != "" {
+		l.passwords.Add(1)
 	}
-	return &auth.CredentialsResponse{Username: l.user, Secret: l.password}, nil
+	return resp, err
+}
+
+// TestRefusedLogins has registries where only base, or only the child that
+// evaluates first, has a login that is accepted. The other one is logged in nowhere,
+// or with a password that has been changed.
+func TestRefusedLogins(t *testing.T) {
+	t.Parallel()
+	requireTestbed(t)
+	const good = "password"
+	var config string
+	registries := map[string]*testbed.Registry{}
+	for _, tokens := range []bool{false, true} {
+		r, err := testbed.StartRegistry(t.Context(), testbed.RegistryOptions{User: "user", Password: good, Tokens: tokens})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, r.Close()) })
+		registries[map[bool]string{false: "basic", true: "tokens"}[tokens]] = r
+		config += r.DaemonConfig()
+	}
+	bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: subject(), Config: config})
+	for name, r := range registries {
+		push := peer{name: "push", locals: bed.locals, attach: []session.Attachable{dockerLogin("user", good, r)}}
+		for i, tc := range []struct{ name, base, child string }{
+			{name: "base is anonymous", child: good},
+			{name: "base is refused", base: "old", child: good},
+			{name: "child is anonymous", base: good},
+			{name: "child is refused", base: good, child: "old"},
+			{name: "both are accepted", base: good, child: good},
+			{name: "none is accepted", base: "old"},
+		} {
+			t.Run(name+"/"+tc.name, func(t *testing.T) {
+				// the daemon keeps the tokens of a repository
+				image := fmt.Sprintf("%s/base%d:latest", r.Host, i)
+				pushState(t, bed.client, push, bed.root, image)
+				require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
+				logins := []*countedLogins{newCountedLogins(tc.base, r), newCountedLogins(tc.child, r)}
+				base := peer{name: "base", locals: bed.locals, attach: []session.Attachable{logins[0]}}
+				child := peer{name: "child", locals: bed.locals, attach: []session.Attachable{logins[1]}}
+				state := sh(llb.Image(image, llb.ResolveModeForcePull), "true")
+				err := base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
+					if _, err := b.solve(ctx, state); err != nil {
+						return err
+					}
+					return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error {
+						ref, err := b.solve(ctx, state.File(llb.Mkfile("/added", 0o600, []byte("by the child"))))
+						if err != nil {
+							return err
+						}
+						_, err = ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/bin/sh"})
+						return err
+					})
+				})
+				if tc.base == good || tc.child == good {
+					require.NoError(t, err)
+				} else {
+					require.ErrorContains(t, err, "401 Unauthorized")
+				}
+				t.Logf("passwords given away: base %d, child %d", logins[0].passwords.Load(), logins[1].passwords.Load())
+				if name == "tokens" {
+					require.Zero(t, logins[0].passwords.Load()+logins[1].passwords.Load(), "passwords stay with clients that fetch tokens")
+				}
+				if tc.base == good {
+					require.Zero(t, logins[1].passwords.Load(), "the child is not asked when base is accepted")
+				}
+			})
+		}
+	}
 }
 
 // TestCredentials has sources for which only base has the credentials. A child
@@ -47,7 +124,7 @@ func TestCredentials(t *testing.T) {
 	registry, err := testbed.StartRegistry(t.Context(), testbed.RegistryOptions{User: "user", Password: "password"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, registry.Close()) })
-	login := &registryLogin{host: registry.Host, user: "user", password: "password"}
+	login := dockerLogin("user", "password", registry)
 
 	bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: subject(), Config: registry.DaemonConfig()})
 	image := registry.Host + "/base:latest"
@@ -81,7 +158,7 @@ func TestCredentials(t *testing.T) {
 		for _, child := range []peer{
 			{name: "child without anything"},
 			{name: "child with other secrets", secrets: map[string]string{"other": "x"}},
-			{name: "anonymous child", attach: []session.Attachable{&registryLogin{}}},
+			{name: "anonymous child", attach: []session.Attachable{dockerLogin("", "")}},
 		} {
 			t.Run(tc.name+"/"+child.name, func(t *testing.T) {
 				tc.base.name, tc.base.locals, child.locals = "base", bed.locals, bed.locals

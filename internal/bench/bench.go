@@ -156,9 +156,11 @@ func rows() (out []Row) {
 			})
 		}
 	}
+	during := discard
+	during.time = "200x" // what is timed is short, what it takes to get there is not
 	return append(out,
 		Row{Name: "merge a chain of 1600 steps and discard", Unit: Time, Bar: 1.2, Run: discard.run("BenchmarkMergeChain", "")},
-		Row{Name: "discard while another build imports a cache", Unit: Time, Bar: 1.2, Run: discard.run("BenchmarkDiscardDuringImport", "")},
+		Row{Name: "discard while another build imports a cache", Unit: Time, Bar: 1.2, Run: during.run("BenchmarkDiscardDuringImport", "")},
 		Row{Name: "100 lazy solves growing to 500 steps", Unit: Time, Run: growing(100, 5)},
 		Row{Name: "1000 steps solved 50 times", Unit: Time, Run: repeated(1000, 50)},
 		Row{Name: "30 empty builds while 20 builds hold 1000 steps each", Unit: Time, Bar: 1.15, Run: emptyBuilds(30, 20, 1000)},

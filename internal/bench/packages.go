@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"os"
@@ -22,6 +23,7 @@ import (
 type packageBench struct {
 	pkg   string
 	files []string
+	time  string // of -test.benchtime, "" for the usual
 }
 
 // run measures the time of an operation of the benchmark with the given name. That
@@ -39,7 +41,7 @@ func (p packageBench) run(upstream, graphload string) runFunc {
 		if t.Daemon.Flavor == testbed.Graphload {
 			name = graphload
 		}
-		cmd := exec.CommandContext(ctx, bin, "-test.run", "^$", "-test.bench", pattern(name), "-test.benchtime", "300ms")
+		cmd := exec.CommandContext(ctx, bin, "-test.run", "^$", "-test.bench", pattern(name), "-test.benchtime", cmp.Or(p.time, "300ms"))
 		cmd.Dir = filepath.Join(t.Tree, p.pkg)
 		out, err := cmd.CombinedOutput()
 		if err != nil {

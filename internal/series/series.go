@@ -45,8 +45,9 @@ happens, Manager.Any asks the lent sessions first and returns the error that
 the build would get without them. A session that is closed while it is asked
 does not count.
 
-A session that answers a request for credentials with none ends the search.
-Use sessions without a login for a registry only when there is no other.
+A session that answers a request for credentials with none ends the search, and
+so does one whose login the registry refuses. Offer a registry the logins of the
+lent sessions one after the other.
 
 Groups to which nothing is lent are asked as before.`,
 	},
