@@ -13,14 +13,18 @@ import (
 // If some of them are lent, it acts for one after the other, in the order of the
 // group, until the registry accepts what one of them has to offer.
 func newDockerAuthorizer(client *http.Client, handlerNS *authHandlerNS, sm *session.Manager, group session.Group) docker.Authorizer {
-	if ids := session.AllSessionIDs(group); session.IsLent(group) && len(ids) > 1 {
-		a := &lentAuthorizer{handlerNS: handlerNS, ids: ids, current: map[string]int{}, used: map[string]int{}}
-		for _, id := range ids {
-			a.sessions = append(a.sessions, newGroupAuthorizer(client, handlerNS, sm, session.NewGroup(id)))
-		}
-		return a
+	if !session.IsLent(group) {
+		return newGroupAuthorizer(client, handlerNS, sm, group)
 	}
-	return newGroupAuthorizer(client, handlerNS, sm, group)
+	ids := session.AllSessionIDs(group)
+	if len(ids) < 2 { // the others have ended meanwhile
+		return newGroupAuthorizer(client, handlerNS, sm, group)
+	}
+	a := &lentAuthorizer{handlerNS: handlerNS, ids: ids, current: map[string]int{}, used: map[string]int{}}
+	for _, id := range ids {
+		a.sessions = append(a.sessions, newGroupAuthorizer(client, handlerNS, sm, session.NewGroup(id)))
+	}
+	return a
 }
 
 // lentAuthorizer acts for one session at a time. The authorizer of a group asks no
