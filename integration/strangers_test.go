@@ -128,9 +128,7 @@ func pushState(t *testing.T, c *client.Client, p peer, st llb.State, image strin
 func (bed *strangerBed) peer(name, value string) peer {
 	p := peer{name: name, locals: map[string]string{"dockerfile": bed.contexts}}
 	if value == "" {
-		p.attach = []session.Attachable{authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
-			AuthConfigProvider: authprovider.LoadAuthConfig(configfile.New("")),
-		})}
+		p.attach = []session.Attachable{dockerLogin("", "")}
 		return p
 	}
 	p.agent = bed.agents[value]

@@ -42,7 +42,7 @@ func benchCommand() *cli.Command {
 					return err
 				}
 				if !cmd.Bool("no-build") {
-					if _, err := buildBinaries(ctx, opt, false); err != nil {
+					if _, err := buildTree(ctx, opt, tree, false); err != nil {
 						return err
 					}
 				}

@@ -64,6 +64,11 @@ func buildBinaries(ctx context.Context, opt assemble.Options, race bool) (string
 	if err != nil {
 		return "", err
 	}
+	return buildTree(ctx, opt, t, race)
+}
+
+// buildTree builds buildkitd and buildctl in a tree that has been written.
+func buildTree(ctx context.Context, opt assemble.Options, t *assemble.Tree, race bool) (string, error) {
 	dir, err := binDir(opt, race)
 	if err != nil {
 		return "", err

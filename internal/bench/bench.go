@@ -137,10 +137,10 @@ func rows() (out []Row) {
 	for _, n := range []int{10, 100, 1000, 5000} {
 		out = append(out, Row{
 			Name: fmt.Sprintf("solve and evaluate %d steps that do nothing", n), Unit: Time, Bar: 1.0, Noisy: true,
-			Run: solve.run(fmt.Sprintf("BenchmarkSolve/then=evaluate/steps=%d", n), ""),
+			Run: solve.run(fmt.Sprintf("BenchmarkSolve/then=evaluate/steps=%d", n)),
 		}, Row{
 			Name: fmt.Sprintf("lazy solve of %d steps; upstream also loads them", n), Unit: Time, Bar: 1.0, Noisy: true,
-			Run: solve.run(fmt.Sprintf("BenchmarkSolve/then=load/steps=%d", n), fmt.Sprintf("BenchmarkSolve/then=nothing/steps=%d", n)),
+			Run: solve.compare(fmt.Sprintf("BenchmarkSolve/then=load/steps=%d", n), fmt.Sprintf("BenchmarkSolve/then=nothing/steps=%d", n)),
 		})
 	}
 	discard := packageBench{pkg: "./solver", files: []string{"discard_bench_test.go"}}
@@ -152,15 +152,15 @@ func rows() (out []Row) {
 			}
 			out = append(out, Row{
 				Name: fmt.Sprintf("%s build and discard beside %d states", name, n), Unit: Time, Bar: 1.2,
-				Run: discard.run(fmt.Sprintf("BenchmarkDiscardBeside/failing=%t/states=%d", failing, n), ""),
+				Run: discard.run(fmt.Sprintf("BenchmarkDiscardBeside/failing=%t/states=%d", failing, n)),
 			})
 		}
 	}
 	during := discard
 	during.time = "200x" // what is timed is short, what it takes to get there is not
 	return append(out,
-		Row{Name: "merge a chain of 1600 steps and discard", Unit: Time, Bar: 1.2, Run: discard.run("BenchmarkMergeChain", "")},
-		Row{Name: "discard while another build imports a cache", Unit: Time, Bar: 1.2, Run: during.run("BenchmarkDiscardDuringImport", "")},
+		Row{Name: "merge a chain of 1600 steps and discard", Unit: Time, Bar: 1.2, Run: discard.run("BenchmarkMergeChain")},
+		Row{Name: "discard while another build imports a cache", Unit: Time, Bar: 1.2, Run: during.run("BenchmarkDiscardDuringImport")},
 		Row{Name: "100 lazy solves growing to 500 steps", Unit: Time, Run: growing(100, 5)},
 		Row{Name: "1000 steps solved 50 times", Unit: Time, Run: repeated(1000, 50)},
 		Row{Name: "30 empty builds while 20 builds hold 1000 steps each", Unit: Time, Bar: 1.15, Run: emptyBuilds(30, 20, 1000)},

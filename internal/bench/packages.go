@@ -26,12 +26,13 @@ type packageBench struct {
 	time  string // of -test.benchtime, "" for the usual
 }
 
-// run measures the time of an operation of the benchmark with the given name. That
-// of graphload is the same one, if it is empty.
-func (p packageBench) run(upstream, graphload string) runFunc {
-	if graphload == "" {
-		graphload = upstream
-	}
+// run measures the time of an operation of the benchmark with the given name.
+func (p packageBench) run(name string) runFunc {
+	return p.compare(name, name)
+}
+
+// compare is run with one benchmark for upstream and another for graphload.
+func (p packageBench) compare(upstream, graphload string) runFunc {
 	return func(ctx context.Context, t *Target) (float64, error) {
 		bin, err := p.binary(ctx, t)
 		if err != nil {
