@@ -1,7 +1,6 @@
 package resolver
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -14,7 +13,7 @@ import (
 	"github.com/docker/cli/cli/config/types"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth/authprovider"
-	"github.com/moby/buildkit/session/testutil"
+	"github.com/moby/buildkit/session/sessiontest"
 	"github.com/moby/buildkit/util/graphload"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -35,21 +34,9 @@ func dockerSession(t *testing.T, sm *session.Manager, host, password string) str
 	if password != "" {
 		config.AuthConfigs[host] = types.AuthConfig{ServerAddress: host, Username: "user", Password: password}
 	}
-	s, err := session.NewSession(t.Context(), "")
-	require.NoError(t, err)
-	s.Allow(authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{AuthConfigProvider: authprovider.LoadAuthConfig(config)}))
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.Run(context.WithoutCancel(t.Context()), session.Dialer(testutil.TestStream(testutil.Handler(sm.HandleConn))))
-	}()
-	_, err = sm.Get(t.Context(), s.ID(), false)
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		require.NoError(t, s.Close())
-		<-done
-	})
-	return s.ID()
+	return sessiontest.Connect(t, sm, authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
+		AuthConfigProvider: authprovider.LoadAuthConfig(config),
+	}))
 }
 
 // TestLentLogins resolves with groups of sessions in any order, many at once.

@@ -8,8 +8,8 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/session/sessiontest"
 	"github.com/moby/buildkit/session/sshforward"
-	"github.com/moby/buildkit/session/testutil"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/sys/user"
 	"github.com/pkg/errors"
@@ -64,34 +64,14 @@ func (g *lentGroup) NextSession() string {
 	return g.ids[g.next-1]
 }
 
-func runSession(t *testing.T, sm *session.Manager, attach ...session.Attachable) string {
-	s, err := session.NewSession(t.Context(), "")
-	require.NoError(t, err)
-	for _, a := range attach {
-		s.Allow(a)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.Run(context.WithoutCancel(t.Context()), session.Dialer(testutil.TestStream(testutil.Handler(sm.HandleConn))))
-	}()
-	_, err = sm.Get(t.Context(), s.ID(), false)
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		require.NoError(t, s.Close())
-		<-done
-	})
-	return s.ID()
-}
-
 func TestOptionalSSH(t *testing.T) {
 	sm, err := session.NewManager()
 	require.NoError(t, err)
 	mm := NewMountManager("test", noIDMap{}, sm)
 
-	none := runSession(t, sm)
-	other := runSession(t, sm, &agent{ids: []string{"other"}})
-	offers := runSession(t, sm, &agent{ids: []string{"default"}})
+	none := sessiontest.Connect(t, sm)
+	other := sessiontest.Connect(t, sm, &agent{ids: []string{"other"}})
+	offers := sessiontest.Connect(t, sm, &agent{ids: []string{"default"}})
 
 	for _, tc := range []struct {
 		name     string
@@ -137,9 +117,9 @@ func TestSecretOfBase(t *testing.T) {
 	require.NoError(t, err)
 	mm := NewMountManager("test", noIDMap{}, sm)
 
-	none := runSession(t, sm)
-	base := runSession(t, sm, secretsprovider.FromMap(map[string][]byte{"token": []byte("base"), "base": []byte("1")}))
-	child := runSession(t, sm, secretsprovider.FromMap(map[string][]byte{"token": []byte("child"), "child": []byte("1")}))
+	none := sessiontest.Connect(t, sm)
+	base := sessiontest.Connect(t, sm, secretsprovider.FromMap(map[string][]byte{"token": []byte("base"), "base": []byte("1")}))
+	child := sessiontest.Connect(t, sm, secretsprovider.FromMap(map[string][]byte{"token": []byte("child"), "child": []byte("1")}))
 
 	get := func(id string, optional bool, group ...string) (string, error) {
 		m := &pb.Mount{MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: id, Optional: optional}}
