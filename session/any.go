@@ -7,7 +7,9 @@ import (
 
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/pkg/errors"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 )
 
 // connectTimeout is how long Any waits for a session that is not connected.
@@ -102,7 +104,21 @@ func (sm *Manager) ask(ctx context.Context, id string, f func(context.Context, s
 	}
 	callCtx := c.Context(ctx)
 	err = f(callCtx, id, c)
-	return context.Cause(callCtx) != nil, err
+	return err != nil && isClosed(callCtx, c.Conn(), err), err
+}
+
+// isClosed reports if a session is closed, or about to be: a request fails with its
+// connection, and the session is closed later. Also the state of the connection
+// changes after the request has failed, so it is given time for that.
+func isClosed(ctx context.Context, cc *grpc.ClientConn, err error) bool {
+	if code := grpcerrors.Code(err); code == codes.Unavailable || code == codes.Canceled {
+		waitCtx, cancel := context.WithTimeoutCause(ctx, time.Second, errors.WithStack(context.DeadlineExceeded))
+		defer cancel()
+		if cc.WaitForStateChange(waitCtx, connectivity.Ready) {
+			return true
+		}
+	}
+	return context.Cause(ctx) != nil
 }
 
 // sessionsError says that none of several sessions could serve a request. It has

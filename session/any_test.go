@@ -3,13 +3,18 @@ package session
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/moby/buildkit/session/testutil"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
 var errNotHere = errors.New("not here")
@@ -164,6 +169,51 @@ func TestAnyBaseGoes(t *testing.T) {
 		return errNotHere
 	})
 	require.Same(t, errNotHere, err)
+}
+
+// TestAnyConnectionBreaks has a lent session whose connection breaks while it is
+// asked. The request fails before the session is known to be closed.
+func TestAnyConnectionBreaks(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64() //nolint:gosec // not for secrets
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // not for secrets
+	sm, err := NewManager()
+	require.NoError(t, err)
+	_, ids := connect(t, sm, 1)
+	var breaks sync.WaitGroup
+	defer breaks.Wait()
+	for range 1000 {
+		s, err := NewSession(t.Context(), "")
+		require.NoError(t, err)
+		conns := make(chan net.Conn, 1)
+		breaks.Go(func() {
+			s.Run(t.Context(), func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error) {
+				conn, err := testutil.TestStream(testutil.Handler(sm.HandleConn))(ctx, proto, meta)
+				conns <- conn
+				return conn, err
+			})
+		})
+		_, err = sm.Get(t.Context(), s.ID(), false)
+		require.NoError(t, err)
+		delay := time.Duration(rnd.IntN(int(time.Millisecond)))
+		err = sm.Any(t.Context(), &lentGroup{[]string{s.ID(), ids[0]}, 1, &[]string{}}, func(ctx context.Context, id string, c Caller) error {
+			if id == ids[0] {
+				return errNotHere
+			}
+			breaks.Go(func() {
+				time.Sleep(delay)
+				(<-conns).Close()
+			})
+			for {
+				if _, err := grpc_health_v1.NewHealthClient(c.Conn()).Check(ctx, &grpc_health_v1.HealthCheckRequest{}); err != nil {
+					return err
+				}
+			}
+		})
+		require.Same(t, errNotHere, err)
+		require.NoError(t, s.Close())
+	}
 }
 
 func TestAnyCanceled(t *testing.T) {
