@@ -11,6 +11,7 @@ ignore (
 	./frontend
 	./session
 	./solver
+	./source
 	./util
 )
 

@@ -265,6 +265,32 @@ func TestSessionOrderParents(t *testing.T) {
 	requireEmpty(t, s)
 }
 
+// TestLentTo has a vertex that a child and a stranger build. Base lends its session
+// to what the child reads from the result, and not to what the stranger reads.
+func TestLentTo(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	v := newVtxSession(vtxOpt{name: "v"})
+	base, child, stranger := newTestJob(t, s, "base"), newTestJob(t, s, "child"), newTestJob(t, s, "stranger")
+	solved(t, base, v)
+	child.ChainOn(resultOf(v))
+	for _, j := range []*Job{child, stranger} {
+		_, err := s.load(t.Context(), v, nil, j)
+		require.NoError(t, err)
+	}
+	st := s.getState(Edge{Vertex: v})
+	require.Equal(t, []string{"base"}, st.LentTo(session.NewGroup("child")))
+	require.Equal(t, []string{"base"}, st.LentTo(session.NewGroup("other", "child")))
+	for _, user := range []session.Group{nil, session.NewGroup(), session.NewGroup("stranger"), session.NewGroup("base")} {
+		require.Empty(t, st.LentTo(user))
+	}
+	require.NoError(t, base.Discard())
+	require.Empty(t, st.LentTo(session.NewGroup("child")))
+	require.NoError(t, child.Discard())
+	require.NoError(t, stranger.Discard())
+	requireEmpty(t, s)
+}
+
 // TestSessionsJoin has a job that comes while the others are asked.
 func TestSessionsJoin(t *testing.T) {
 	t.Parallel()

@@ -18,7 +18,7 @@ func (s *state) sessions() session.Iterator {
 	if !graphload.Enabled() {
 		return s.sessionIterator()
 	}
-	return &stateSessions{state: s, next: s.ownSessions(), visited: map[string]struct{}{}}
+	return &stateSessions{state: s, next: s.ownSessions(nil), visited: map[string]struct{}{}}
 }
 
 // stateSessions returns each session of a state once.
@@ -52,7 +52,7 @@ func (it *stateSessions) NextSession() string {
 				return s.id
 			}
 		}
-		it.next = slices.DeleteFunc(it.state.allSessions(), it.isVisited)
+		it.next = slices.DeleteFunc(it.state.allSessions(nil), it.isVisited)
 		if len(it.next) == 0 {
 			return ""
 		}
@@ -74,19 +74,38 @@ func (s *state) Lent() bool {
 	if !graphload.Enabled() {
 		return false
 	}
-	own := s.ownSessions()
+	own := s.ownSessions(nil)
 	if len(own) == 0 {
-		own = s.allSessions()
+		own = s.allSessions(nil)
 	}
 	return len(own) > 0 && own[0].lent
 }
 
+// LentTo returns the sessions that are lent to those jobs that have a session in
+// user, and not to other jobs that build the same vertex.
+func (s *state) LentTo(user session.Group) (lent []string) {
+	ids := session.AllSessionIDs(user)
+	if len(ids) == 0 || !graphload.Enabled() {
+		return nil
+	}
+	for _, ss := range s.allSessions(func(j *Job) bool { return slices.Contains(ids, j.SessionID) }) {
+		if ss.lent && ss.id != "" && !slices.Contains(lent, ss.id) {
+			lent = append(lent, ss.id)
+		}
+	}
+	return lent
+}
+
 // ownSessions returns the sessions of the state without those of its parents, in
-// order. Some can be returned more than once.
-func (s *state) ownSessions() []stateSession {
+// order. Some can be returned more than once. If only is not nil, it selects the
+// jobs of the state.
+func (s *state) ownSessions(only func(*Job) bool) []stateSession {
 	s.mu.RLock()
 	jobs := slices.Collect(maps.Keys(s.jobs))
 	s.mu.RUnlock()
+	if only != nil {
+		jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return !only(j) })
+	}
 	slices.SortFunc(jobs, compareJobs)
 
 	var out []stateSession
@@ -100,7 +119,7 @@ func (s *state) ownSessions() []stateSession {
 }
 
 // allSessions returns the sessions of the state and its parents, in order.
-func (s *state) allSessions() []stateSession {
+func (s *state) allSessions(only func(*Job) bool) []stateSession {
 	s.solver.mu.RLock()
 	defer s.solver.mu.RUnlock()
 
@@ -109,7 +128,7 @@ func (s *state) allSessions() []stateSession {
 	var add func(*state)
 	add = func(s *state) {
 		visited[s] = struct{}{}
-		out = append(out, s.ownSessions()...)
+		out = append(out, s.ownSessions(only)...)
 		for _, dgst := range slices.Sorted(maps.Keys(s.parents)) {
 			parent, ok := s.solver.actives[dgst]
 			if _, done := visited[parent]; ok && !done {

@@ -25,7 +25,7 @@ import (
 var treePackages = []string{
 	"./cache", "./solver", "./solver/debuggraph", "./solver/llbsolver/...", "./session/...", "./frontend/gateway", "./frontend/gateway/client", "./frontend/gateway/pb",
 	"./frontend/dockerfile/version",
-	"./util/graphload/...", "./util/resolver/...", "./cmd/buildkitd",
+	"./source", "./util/graphload/...", "./cmd/buildkitd",
 }
 
 func testCommand() *cli.Command {

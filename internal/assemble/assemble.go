@@ -29,7 +29,7 @@ const SeamList = "seams.yaml"
 
 // addedDirs are the folders of the repository whose Go files join the package
 // of the same path.
-var addedDirs = []string{"cache", "client", "cmd/buildkitd", "frontend", "session", "solver", "util"}
+var addedDirs = []string{"cache", "client", "cmd/buildkitd", "frontend", "session", "solver", "source", "util"}
 
 // Options select what is assembled.
 type Options struct {

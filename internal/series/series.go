@@ -39,15 +39,15 @@ behavior.`,
 	},
 	{
 		Title:   "session: let lent sessions not hide those of the build",
-		Folders: []string{"session", "util/resolver"},
+		Folders: []string{"session", "source"},
 		Body: `The next commit lets one build lend its session to another. Where that
 happens, Manager.Any asks the lent sessions first and returns the error that
 the build would get without them. A session that is closed while it is asked
 does not count.
 
-A session that answers a request for credentials with none ends the search, and
-so does one whose login the registry refuses. Offer a registry the logins of the
-lent sessions one after the other.
+A session with a login that a registry or server refuses ends the search. Where
+sessions are lent, resolve images, git and HTTP sources with one session after
+the other, and fetch the layers of an image with the sessions of its vertex.
 
 Groups to which nothing is lent are asked as before.`,
 	},

@@ -1,0 +1,260 @@
+package source
+
+import (
+	"context"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/auth"
+	"github.com/moby/buildkit/solver"
+	srctypes "github.com/moby/buildkit/source/types"
+	"github.com/moby/buildkit/util/graphload"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/pkg/errors"
+)
+
+// Resolve constructs an instance of the source from an Identifier. Where sessions
+// are lent to the vertex and a server refuses the credentials of one, the instance
+// tries the next.
+func (sm *Manager) Resolve(ctx context.Context, id Identifier, sessM *session.Manager, vtx solver.Vertex) (SourceInstance, error) {
+	src, err := sm.resolve(ctx, id, sessM, vtx)
+	if err != nil || !graphload.Enabled() {
+		return src, err
+	}
+	s := &lentInstance{current: src, resolve: func(ctx context.Context) (SourceInstance, error) {
+		return sm.resolve(ctx, id, sessM, vtx)
+	}}
+	switch scheme := id.Scheme(); {
+	case strings.HasPrefix(scheme, srctypes.DockerImageScheme): // also those of its blobs
+		return s, nil
+	case slices.Contains([]string{srctypes.GitScheme, srctypes.HTTPScheme, srctypes.HTTPSScheme}, scheme):
+		s.secrets = true
+		return s, nil
+	}
+	return src, nil
+}
+
+// lentInstance is a source with credentials. Without sessions that are lent it is
+// upstream's instance. With them, each attempt has its own instance, as an instance
+// keeps what it learned from its session, and the one that succeeded is used from
+// then on.
+//
+// An attempt with one session is what upstream does for a build that has only that
+// one: the same requests to the server and to the client. Which errors are due to
+// credentials cannot be told in general, as some servers hide what is private. So
+// the next session is tried after any error.
+type lentInstance struct {
+	resolve func(context.Context) (SourceInstance, error)
+	// secrets is true if the credentials are secrets. A session that has none
+	// declines, and the first that has one answers. For registries every session
+	// answers: a client that is logged in nowhere offers anonymous tokens.
+	secrets bool
+	once    auth.Once
+
+	mu      sync.Mutex // protects the rest
+	current SourceInstance
+	key     string         // of current
+	layers  SourceInstance // whose layers are lent
+	refused []string       // sessions that failed where a later one succeeded
+}
+
+// CacheKey implements SourceInstance.
+func (s *lentInstance) CacheKey(ctx context.Context, jobCtx solver.JobContext, index int) (key, pin string, opts solver.CacheOpts, done bool, err error) {
+	err = s.try(ctx, jobCtx, func(ctx context.Context, inst SourceInstance, jobCtx solver.JobContext) (err error) {
+		key, pin, opts, done, err = inst.CacheKey(ctx, jobCtx, index)
+		return err
+	})
+	if err != nil {
+		return "", "", nil, false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if index == 0 {
+		s.key = key
+	}
+	if jobCtx != nil && s.layers != s.current {
+		s.layers = s.current
+		s.lendLayers(jobCtx.Session(), opts)
+	}
+	return key, pin, opts, done, nil
+}
+
+// Snapshot implements SourceInstance. An instance that has not found the key does
+// that first, because what its session gets can be something else.
+func (s *lentInstance) Snapshot(ctx context.Context, jobCtx solver.JobContext) (ref cache.ImmutableRef, err error) {
+	s.mu.Lock()
+	keyed, want := s.current, s.key
+	s.mu.Unlock()
+	err = s.try(ctx, jobCtx, func(ctx context.Context, inst SourceInstance, jobCtx solver.JobContext) (err error) {
+		if inst != keyed {
+			key, _, _, _, err := inst.CacheKey(ctx, jobCtx, 0)
+			if err != nil {
+				return err
+			}
+			if key != want {
+				return errors.Errorf("source changed from %s to %s", want, key)
+			}
+		}
+		ref, err = inst.Snapshot(ctx, jobCtx)
+		return err
+	})
+	return ref, err
+}
+
+// sessionContext is a JobContext with other sessions.
+type sessionContext struct {
+	solver.JobContext
+	g session.Group
+}
+
+// Session implements solver.JobContext.
+func (c sessionContext) Session() session.Group {
+	return c.g
+}
+
+// try calls f with the current instance. Where sessions are lent to jobCtx, each
+// attempt that fails is followed by one with the next session and a new instance.
+func (s *lentInstance) try(ctx context.Context, jobCtx solver.JobContext, f func(context.Context, SourceInstance, solver.JobContext) error) error {
+	s.mu.Lock()
+	inst, again := s.current, len(s.refused) > 0
+	s.mu.Unlock()
+	if jobCtx == nil || !session.IsLent(jobCtx.Session()) {
+		return f(ctx, inst, jobCtx)
+	}
+	g := jobCtx.Session()
+	ctx = s.once.Context(ctx)
+	attempt := func(g session.Group) (err error) {
+		if inst == nil {
+			if inst, err = s.resolve(ctx); err != nil {
+				return err
+			}
+		}
+		if err := f(ctx, inst, sessionContext{jobCtx, g}); err != nil {
+			inst = nil
+			return err
+		}
+		s.mu.Lock()
+		s.current = inst
+		s.mu.Unlock()
+		return nil
+	}
+	if s.secrets && !again {
+		if err := attempt(g); err == nil || context.Cause(ctx) != nil {
+			return err
+		}
+	}
+	lent, own := session.SplitLent(g)
+	return s.oneByOne(ctx, lent, own, attempt)
+}
+
+// oneByOne calls f with the sessions that are lent, without those that were refused
+// before, and then with own, until it succeeds.
+func (s *lentInstance) oneByOne(ctx context.Context, lent []string, own session.Group, f func(session.Group) error) error {
+	s.mu.Lock()
+	lent = slices.DeleteFunc(lent, func(id string) bool { return slices.Contains(s.refused, id) })
+	s.mu.Unlock()
+	failed := 0
+	return session.OneByOne(ctx, lent, own, func(g session.Group) error {
+		if err := f(g); err != nil {
+			failed++
+			return err
+		}
+		s.mu.Lock()
+		s.refused = append(s.refused, lent[:failed]...)
+		s.mu.Unlock()
+		return nil
+	})
+}
+
+// layerLender is the group of a vertex, which tells what it lends to one of the
+// builds that build it.
+type layerLender interface {
+	LentTo(user session.Group) []string
+}
+
+// lendLayers has the layers of an image fetched with the sessions that g, the group
+// of its vertex, lends to the step, exporter or client that needs them. They are only
+// read: pushing goes by the sessions of the exporter.
+// called with s.mu
+func (s *lentInstance) lendLayers(g session.Group, opts solver.CacheOpts) {
+	lender, ok := g.(layerLender)
+	if !ok {
+		return
+	}
+	for _, opt := range opts {
+		if dh, ok := opt.(*cache.DescHandler); ok {
+			provider := dh.Provider
+			dh.Provider = func(user session.Group) content.Provider {
+				lent := lender.LentTo(user)
+				if len(lent) == 0 {
+					return provider(user)
+				}
+				_, own := session.SplitLent(user)
+				return &lentProvider{instance: s, provider: provider, lent: lent, own: own}
+			}
+		}
+	}
+}
+
+// lentProvider provides layers with the sessions that are lent, and then with own.
+type lentProvider struct {
+	instance *lentInstance
+	provider func(session.Group) content.Provider
+	lent     []string
+	own      session.Group
+}
+
+// ReaderAt implements content.Provider. A registry is asked only when the layer is
+// read.
+func (p *lentProvider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
+	return &lentReader{lentProvider: p, ctx: p.instance.once.Context(ctx), desc: desc}, nil
+}
+
+// lentReader reads a layer from the first session that can.
+type lentReader struct {
+	*lentProvider
+	ctx  context.Context
+	desc ocispecs.Descriptor
+	content.ReaderAt
+}
+
+// ReadAt implements content.ReaderAt.
+func (r *lentReader) ReadAt(b []byte, off int64) (n int, err error) {
+	if r.ReaderAt != nil {
+		return r.ReaderAt.ReadAt(b, off)
+	}
+	failed := r.instance.oneByOne(r.ctx, r.lent, r.own, func(g session.Group) error {
+		ra, openErr := r.provider(g).ReaderAt(r.ctx, r.desc)
+		if openErr != nil {
+			return openErr
+		}
+		if n, err = ra.ReadAt(b, off); err != nil && n == 0 && !errors.Is(err, io.EOF) {
+			ra.Close()
+			return err
+		}
+		r.ReaderAt = ra
+		return nil
+	})
+	if failed != nil {
+		return 0, failed
+	}
+	return n, err
+}
+
+// Size implements content.ReaderAt.
+func (r *lentReader) Size() int64 {
+	return r.desc.Size
+}
+
+// Close implements content.ReaderAt.
+func (r *lentReader) Close() error {
+	if r.ReaderAt == nil {
+		return nil
+	}
+	return r.ReaderAt.Close()
+}
