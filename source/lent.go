@@ -3,11 +3,13 @@ package source
 import (
 	"context"
 	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
+	remoteserrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth"
@@ -60,6 +62,7 @@ type lentInstance struct {
 	current SourceInstance
 	key     string         // of current
 	layers  SourceInstance // whose layers are lent
+	lent    bool           // sessions were lent to an attempt
 	refused []string       // sessions that failed where a later one succeeded
 }
 
@@ -120,10 +123,12 @@ func (c sessionContext) Session() session.Group {
 // try calls f with the current instance. Where sessions are lent to jobCtx, each
 // attempt that fails is followed by one with the next session and a new instance.
 func (s *lentInstance) try(ctx context.Context, jobCtx solver.JobContext, f func(context.Context, SourceInstance, solver.JobContext) error) error {
+	lent := jobCtx != nil && session.IsLent(jobCtx.Session())
 	s.mu.Lock()
+	s.lent = s.lent || lent
 	inst, again := s.current, len(s.refused) > 0
 	s.mu.Unlock()
-	if jobCtx == nil || !session.IsLent(jobCtx.Session()) {
+	if !lent {
 		return f(ctx, inst, jobCtx)
 	}
 	g := jobCtx.Session()
@@ -148,8 +153,8 @@ func (s *lentInstance) try(ctx context.Context, jobCtx solver.JobContext, f func
 			return err
 		}
 	}
-	lent, own := session.SplitLent(g)
-	return s.oneByOne(ctx, lent, own, attempt)
+	ids, own := session.SplitLent(g)
+	return s.oneByOne(ctx, ids, own, attempt)
 }
 
 // oneByOne calls f with the sessions that are lent, without those that were refused
@@ -191,19 +196,24 @@ func (s *lentInstance) lendLayers(g session.Group, opts solver.CacheOpts) {
 			provider := dh.Provider
 			dh.Provider = func(user session.Group) content.Provider {
 				lent := lender.LentTo(user)
-				if len(lent) == 0 {
+				s.mu.Lock()
+				wasLent := s.lent
+				s.mu.Unlock()
+				if len(lent) == 0 && !wasLent {
 					return provider(user)
 				}
 				_, own := session.SplitLent(user)
-				return &lentProvider{instance: s, provider: provider, lent: lent, own: own}
+				return &lentProvider{instance: s, provider: provider, image: dh.Ref, lent: lent, own: own}
 			}
 		}
 	}
 }
 
 // lentProvider provides layers with the sessions that are lent, and then with own.
+// If none are lent any more, the login that found the image has gone with its build.
 type lentProvider struct {
 	instance *lentInstance
+	image    string
 	provider func(session.Group) content.Provider
 	lent     []string
 	own      session.Group
@@ -241,7 +251,11 @@ func (r *lentReader) ReadAt(b []byte, off int64) (n int, err error) {
 		return nil
 	})
 	if failed != nil {
-		return 0, failed
+		var status remoteserrors.ErrUnexpectedStatus
+		if errors.As(failed, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden) {
+			failed = errors.New(failed.Error()) // exporters print the answer of a registry without its host
+		}
+		return 0, errors.Wrapf(failed, "failed to fetch layer %s of %s", r.desc.Digest, r.image)
 	}
 	return n, err
 }
