@@ -24,11 +24,14 @@ type countedLogins struct {
 	passwords atomic.Int64
 }
 
-func newCountedLogins(password string, registries ...*testbed.Registry) *countedLogins {
+func newCountedLogins(t *testing.T, password string, registries ...*testbed.Registry) *countedLogins {
+	t.Helper()
 	if password == "" {
 		registries = nil
 	}
-	return &countedLogins{AuthServer: dockerLogin("user", password, registries...).(auth.AuthServer)}
+	provider, err := testbed.AuthProvider(dockerLogin(t, "user", password, registries...))
+	require.NoError(t, err)
+	return &countedLogins{AuthServer: provider.(auth.AuthServer)}
 }
 
 func (l *countedLogins) Register(s *grpc.Server) {
@@ -52,16 +55,16 @@ func TestRefusedLogins(t *testing.T) {
 	const good = "password"
 	var config string
 	registries := map[string]*testbed.Registry{}
-	for _, tokens := range []bool{false, true} {
-		r, err := testbed.StartRegistry(t.Context(), testbed.RegistryOptions{User: "user", Password: good, Tokens: tokens})
+	for name, tokens := range map[string]*testbed.TokenOptions{"basic": nil, "tokens": {}} {
+		r, err := testbed.StartRegistry(t.Context(), testbed.RegistryOptions{Users: map[string]string{"user": good}, Tokens: tokens})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, r.Close()) })
-		registries[map[bool]string{false: "basic", true: "tokens"}[tokens]] = r
+		registries[name] = r
 		config += r.DaemonConfig()
 	}
 	bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: subject(), Config: config})
 	for name, r := range registries {
-		push := peer{name: "push", locals: bed.locals, attach: []session.Attachable{dockerLogin("user", good, r)}}
+		push := peer{name: "push", locals: bed.locals, docker: dockerLogin(t, "user", good, r)}
 		for i, tc := range []struct{ name, base, child string }{
 			{name: "base is anonymous", child: good},
 			{name: "base is refused", base: "old", child: good},
@@ -75,7 +78,7 @@ func TestRefusedLogins(t *testing.T) {
 				image := fmt.Sprintf("%s/base%d:latest", r.Host, i)
 				pushState(t, bed.client, push, bed.root, image)
 				require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
-				logins := []*countedLogins{newCountedLogins(tc.base, r), newCountedLogins(tc.child, r)}
+				logins := []*countedLogins{newCountedLogins(t, tc.base, r), newCountedLogins(t, tc.child, r)}
 				base := peer{name: "base", locals: bed.locals, attach: []session.Attachable{logins[0]}}
 				child := peer{name: "child", locals: bed.locals, attach: []session.Attachable{logins[1]}}
 				state := sh(llb.Image(image, llb.ResolveModeForcePull), "true")
@@ -123,14 +126,14 @@ func TestCredentials(t *testing.T) {
 	web, err := testbed.StartHTTPServer(fstest.MapFS{"file": {Data: []byte("content")}}, token)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, web.Close()) })
-	registry, err := testbed.StartRegistry(t.Context(), testbed.RegistryOptions{User: "user", Password: "password"})
+	registry, err := testbed.StartRegistry(t.Context(), testbed.RegistryOptions{Users: map[string]string{"user": "password"}})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, registry.Close()) })
-	login := dockerLogin("user", "password", registry)
+	login := dockerLogin(t, "user", "password", registry)
 
 	bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: subject(), Config: registry.DaemonConfig()})
 	image := registry.Host + "/base:latest"
-	pushState(t, bed.client, peer{name: "push", locals: bed.locals, attach: []session.Attachable{login}}, bed.root, image)
+	pushState(t, bed.client, peer{name: "push", locals: bed.locals, docker: login}, bed.root, image)
 
 	for _, tc := range []struct {
 		name  string
@@ -152,7 +155,7 @@ func TestCredentials(t *testing.T) {
 		},
 		{
 			name:  "registry login",
-			base:  peer{attach: []session.Attachable{login}},
+			base:  peer{docker: login},
 			state: sh(llb.Image(image, llb.ResolveModeForcePull), "true"),
 			err:   "401 Unauthorized",
 		},
@@ -160,7 +163,7 @@ func TestCredentials(t *testing.T) {
 		for _, child := range []peer{
 			{name: "child without anything"},
 			{name: "child with other secrets", secrets: map[string]string{"other": "x"}},
-			{name: "anonymous child", attach: []session.Attachable{dockerLogin("", "")}},
+			{name: "anonymous child", docker: dockerLogin(t, "", "")},
 		} {
 			t.Run(tc.name+"/"+child.name, func(t *testing.T) {
 				tc.base.name, tc.base.locals, child.locals = "base", bed.locals, bed.locals

@@ -36,6 +36,7 @@ type peer struct {
 	ref     string // of the build, or "" for one that the client chooses
 	secrets map[string]string
 	agent   string // socket of an SSH agent
+	docker  string // folder with the configuration of a client of docker
 	locals  map[string]string
 	attach  []session.Attachable
 	policy  session.Attachable // asked for each source, if it is not nil
@@ -75,6 +76,13 @@ func (p peer) options() (client.SolveOpt, error) {
 			return opt, err
 		}
 		opt.Session = append(opt.Session, ssh)
+	}
+	if p.docker != "" {
+		logins, err := testbed.AuthProvider(p.docker)
+		if err != nil {
+			return opt, err
+		}
+		opt.Session = append(opt.Session, logins)
 	}
 	for name, dir := range p.locals {
 		fs, err := fsutil.NewFS(dir)

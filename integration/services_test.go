@@ -39,8 +39,8 @@ func TestRegistry(t *testing.T) {
 	requireTestbed(t)
 	for name, opt := range map[string]testbed.RegistryOptions{
 		"anonymous": {},
-		"basic":     {User: "user", Password: "password"},
-		"tls":       {User: "user", Password: "password", TLS: true},
+		"basic":     {Users: map[string]string{"user": "password"}},
+		"tls":       {Users: map[string]string{"user": "password"}, TLS: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, err := testbed.StartRegistry(t.Context(), opt)
@@ -50,8 +50,8 @@ func TestRegistry(t *testing.T) {
 
 			image := r.Host + "/base:latest"
 			b := newBuilder(t, d)
-			if opt.User != "" {
-				require.NoError(t, r.Login(b))
+			if opt.Users != nil {
+				require.NoError(t, r.Login(b.Config, "user"))
 			}
 			out, err := build(t, b, "FROM scratch\nCOPY rootfs /\n", nil, "--output", "type=image,push=true,name="+image)
 			require.NoError(t, err, out)
@@ -60,7 +60,7 @@ func TestRegistry(t *testing.T) {
 			require.NoError(t, err, out)
 
 			out, err = build(t, newBuilder(t, d), from, nil, "--pull", "--output", "type=cacheonly")
-			if opt.User == "" {
+			if opt.Users == nil {
 				require.NoError(t, err, out)
 				return
 			}

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker/cli/cli/config/configfile"
 	"github.com/docker/cli/cli/config/types"
 	"github.com/graphload/graphload/integration/testbed"
 	"github.com/moby/buildkit/client"
@@ -50,6 +49,7 @@ type strangerBed struct {
 	root      llb.State
 	locals    map[string]string // by value, with a folder for src
 	agents    map[string]string // sockets by value
+	logins    map[string]string // configuration of docker by value
 	contexts  string            // folder of Dockerfiles
 	daemons   map[testbed.Flavor]*testbed.Daemon
 	clients   map[testbed.Flavor]*client.Client
@@ -61,7 +61,7 @@ func newStrangerBed(t *testing.T) *strangerBed {
 	t.Helper()
 	requireTestbed(t)
 	bed := &strangerBed{
-		locals: map[string]string{}, agents: map[string]string{}, contexts: t.TempDir(),
+		locals: map[string]string{}, agents: map[string]string{}, logins: map[string]string{}, contexts: t.TempDir(),
 		daemons: map[testbed.Flavor]*testbed.Daemon{}, clients: map[testbed.Flavor]*client.Client{},
 	}
 	var err error
@@ -74,8 +74,8 @@ func newStrangerBed(t *testing.T) *strangerBed {
 	require.NoError(t, os.WriteFile(filepath.Join(bed.contexts, "file"), []byte("from the web"), 0o600))
 	config := ""
 	for r, opt := range map[**testbed.Registry]testbed.RegistryOptions{
-		&bed.basic:     {User: "user", Password: good},
-		&bed.tokens:    {User: "user", Password: good, Tokens: true},
+		&bed.basic:     {Users: map[string]string{"user": good}},
+		&bed.tokens:    {Users: map[string]string{"user": good}, Tokens: &testbed.TokenOptions{}},
 		&bed.anonymous: {},
 	} {
 		*r, err = testbed.StartRegistry(t.Context(), opt)
@@ -91,7 +91,9 @@ func newStrangerBed(t *testing.T) *strangerBed {
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, agent.Close()) })
 		bed.agents[value] = agent.Socket
+		bed.logins[value] = dockerLogin(t, "user", value, bed.basic, bed.tokens)
 	}
+	bed.logins[""] = dockerLogin(t, "", "")
 
 	for _, flavor := range testbed.Flavors {
 		bed.daemons[flavor] = newDaemon(t, testbed.DaemonOptions{Flavor: flavor, Config: config, Quiet: true})
@@ -128,29 +130,31 @@ func pushState(t *testing.T, c *client.Client, p peer, st llb.State, image strin
 func (bed *strangerBed) peer(name, value string) peer {
 	p := peer{name: name, locals: map[string]string{"dockerfile": bed.contexts}}
 	if value == "" {
-		p.attach = []session.Attachable{dockerLogin("", "")}
+		p.docker = bed.logins[""]
 		return p
 	}
 	p.agent = bed.agents[value]
 	p.locals["src"] = bed.locals[value]
 	p.secrets = map[string]string{"token": value, "GIT_AUTH_TOKEN": value, "HTTP_AUTH_TOKEN_127.0.0.1": value}
-	p.attach = []session.Attachable{dockerLogin("user", value, bed.basic, bed.tokens)}
+	p.docker = bed.logins[value]
 	return p
 }
 
-// dockerLogin is what a client of docker offers that is logged in to registries.
-func dockerLogin(user, password string, registries ...*testbed.Registry) session.Attachable {
-	config := configfile.New("")
+// dockerLogin returns the configuration of a client of docker that is logged in to
+// registries.
+func dockerLogin(t *testing.T, user, password string, registries ...*testbed.Registry) string {
+	t.Helper()
+	dir := t.TempDir()
 	for _, r := range registries {
-		config.AuthConfigs[r.Host] = types.AuthConfig{ServerAddress: r.Host, Username: user, Password: password}
+		require.NoError(t, testbed.SaveLogin(dir, types.AuthConfig{ServerAddress: r.Host, Username: user, Password: password}))
 	}
-	return authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{AuthConfigProvider: authprovider.LoadAuthConfig(config)})
+	return dir
 }
 
 // asked counts the secrets and logins that a peer is asked for.
 func asked(p *peer, values map[string]string) *atomic.Int64 {
 	var n atomic.Int64
-	p.secrets = nil
+	p.secrets, p.docker = nil, ""
 	p.attach = []session.Attachable{
 		secretsprovider.NewSecretProvider(countedSecrets{&n, values}),
 		authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{

@@ -37,7 +37,8 @@ type httpServer struct {
 	done   chan error
 }
 
-func serveHTTP(handler http.Handler) (*httpServer, error) {
+// serveHTTP serves over https if it is given the files of a certificate and its key.
+func serveHTTP(handler http.Handler, keyPair ...string) (*httpServer, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // does not block
 	if err != nil {
 		return nil, errors.WithStack(err)
@@ -46,6 +47,11 @@ func serveHTTP(handler http.Handler) (*httpServer, error) {
 		URL:    "http://" + l.Addr().String(),
 		server: &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute},
 		done:   make(chan error, 1),
+	}
+	if len(keyPair) == 2 {
+		s.URL = "https://" + l.Addr().String()
+		go func() { s.done <- s.server.ServeTLS(l, keyPair[0], keyPair[1]) }()
+		return s, nil
 	}
 	go func() { s.done <- s.server.Serve(l) }()
 	return s, nil

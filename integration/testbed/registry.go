@@ -7,7 +7,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -22,19 +21,41 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pkg/errors"
 	"golang.org/x/crypto/bcrypt"
 )
 
-// RegistryOptions select who may use a registry, and how. The zero value is an
-// anonymous registry over http.
+// RegistryOptions select who may use a registry, and how. The zero value is a
+// registry that is open to all, over http.
 type RegistryOptions struct {
-	User     string // basic authentication if set
-	Password string
-	Tokens   bool // instead of basic authentication, tokens for the user
-	TLS      bool // with a certificate of its own, see Registry.CA
+	Users  map[string]string // passwords of users, who log in with basic authentication
+	Tokens *TokenOptions     // users get tokens instead
+	TLS    bool              // with a certificate of its own, see Registry.CA
+
+	// Allow says what a user may do, or the anonymous user "" of a registry with
+	// tokens. Without it, users may do everything and others nothing.
+	Allow func(user string, a Access) bool
+}
+
+// Access is what is asked of a registry.
+type Access struct {
+	Repository string
+	Action     string // pull or push
+	// Part is manifests or blobs, for requests that come with a login that was
+	// accepted, and "" when a token is asked for. What a token allows, the registry
+	// can still refuse with 403, as registries with basic authentication do.
+	Part string
+}
+
+// Request is one that a registry has answered.
+type Request struct {
+	User   string // that was accepted, or ""
+	Method string
+	Path   string
+	Status int
 }
 
 // Registry is a running distribution registry.
@@ -44,8 +65,12 @@ type Registry struct {
 
 	opt     RegistryOptions
 	process *process
-	front   *httpServer // with tokens
+	front   *httpServer
+	tokens  *tokenServer
 	dir     string
+
+	mu       sync.Mutex
+	requests []Request
 }
 
 var registryListens = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
@@ -72,12 +97,34 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 	if err != nil {
 		return nil, err
 	}
+	if opt.Allow == nil {
+		opt.Allow = func(user string, _ Access) bool { return user != "" }
+	}
 	r := &Registry{opt: opt, dir: dir}
 	defer func() {
 		if retErr != nil {
 			r.Close()
 		}
 	}()
+	if opt.TLS {
+		r.CA = filepath.Join(dir, "cert.pem")
+		if err := writeCertificate(r.CA, filepath.Join(dir, "key.pem")); err != nil {
+			return nil, err
+		}
+	}
+	// what is before the registry has its address: tokens are issued there
+	backend := make(chan string, 1)
+	handler := sync.OnceValue(func() http.Handler { return r.handler(<-backend) })
+	r.front, err = serveHTTP(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { handler().ServeHTTP(w, req) }), r.keyPair()...)
+	if err != nil {
+		return nil, err
+	}
+	_, r.Host, _ = strings.Cut(r.front.URL, "://")
+	if opt.Tokens != nil {
+		if r.tokens, err = newTokenServer(r.Host, opt); err != nil {
+			return nil, err
+		}
+	}
 	config, err := r.writeConfig()
 	if err != nil {
 		return nil, err
@@ -102,54 +149,62 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 		for sc := bufio.NewScanner(stderr); sc.Scan(); {
 			fmt.Fprintln(&log, sc.Text())
 			if m := registryListens.FindStringSubmatch(sc.Text()); m != nil {
-				r.Host = m[1]
+				backend <- m[1]
 				listens <- nil
 				io.Copy(io.Discard, stderr)
 				return
 			}
 		}
+		backend <- ""
 		listens <- errors.Errorf("the registry did not start: %s", log.String())
 	}()
 	select {
 	case err := <-listens:
-		if err == nil && opt.Tokens {
-			err = r.serveTokens()
-		}
 		return r, err
 	case <-ctx.Done():
 		return nil, errors.WithStack(context.Cause(ctx))
 	}
 }
 
+// keyPair returns the files of the certificate and its key, with TLS.
+func (r *Registry) keyPair() []string {
+	if !r.opt.TLS {
+		return nil
+	}
+	return []string{r.CA, filepath.Join(r.dir, "key.pem")}
+}
+
 // writeConfig writes what the registry reads, and returns its configuration
 // file.
 func (r *Registry) writeConfig() (string, error) {
 	type m = map[string]any
-	http := m{"addr": "127.0.0.1:0"}
 	config := m{
 		"version": "0.1",
 		"log":     m{"accesslog": m{"disabled": true}},
 		"storage": m{"filesystem": m{"rootdirectory": filepath.Join(r.dir, "data")}},
-		"http":    http,
+		"http":    m{"addr": "127.0.0.1:0"},
 	}
-	if r.opt.User != "" && !r.opt.Tokens {
-		hash, err := bcrypt.GenerateFromPassword([]byte(r.opt.Password), bcrypt.MinCost)
-		if err != nil {
+	switch {
+	case r.tokens != nil:
+		path := filepath.Join(r.dir, "jwks.json")
+		if err := os.WriteFile(path, r.tokens.keys(), 0o600); err != nil {
 			return "", errors.WithStack(err)
 		}
+		config["auth"] = m{"token": m{"realm": r.front.URL + tokenPath, "service": r.Host, "issuer": r.Host, "jwks": path}}
+	case r.opt.Users != nil:
+		var htpasswd []byte
+		for user, password := range r.opt.Users {
+			hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+			if err != nil {
+				return "", errors.WithStack(err)
+			}
+			htpasswd = fmt.Appendf(htpasswd, "%s:%s\n", user, hash)
+		}
 		path := filepath.Join(r.dir, "htpasswd")
-		if err := os.WriteFile(path, fmt.Appendf(nil, "%s:%s\n", r.opt.User, hash), 0o600); err != nil {
+		if err := os.WriteFile(path, htpasswd, 0o600); err != nil {
 			return "", errors.WithStack(err)
 		}
 		config["auth"] = m{"htpasswd": m{"realm": "testbed", "path": path}}
-	}
-	if r.opt.TLS {
-		r.CA = filepath.Join(r.dir, "cert.pem")
-		key := filepath.Join(r.dir, "key.pem")
-		if err := writeCertificate(r.CA, key); err != nil {
-			return "", err
-		}
-		http["tls"] = m{"certificate": r.CA, "key": key}
 	}
 	// JSON is YAML
 	dt, err := json.Marshal(config)
@@ -160,41 +215,107 @@ func (r *Registry) writeConfig() (string, error) {
 	return path, errors.WithStack(os.WriteFile(path, dt, 0o600))
 }
 
-// serveTokens puts a server before the registry that asks for a token, and has
-// one for the user. Others get a token that allows nothing, as from Docker Hub.
-func (r *Registry) serveTokens() (err error) {
-	const anonymous = "anonymous"
-	token := rand.Text()
-	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.Host})
-	r.front, err = serveHTTP(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if req.URL.Path == "/token" {
-			user, password, _ := req.BasicAuth()
-			if req.Method == http.MethodPost {
-				user, password = req.PostFormValue("username"), req.PostFormValue("password")
-			}
-			issued := anonymous
-			if user != "" {
-				if !equal(user, r.opt.User) || !equal(password, r.opt.Password) {
-					http.Error(w, "unauthorized", http.StatusUnauthorized)
-					return
-				}
-				issued = token
-			}
-			json.NewEncoder(w).Encode(map[string]any{"token": issued, "access_token": issued, "expires_in": 300})
-			return
+// handler is what is before the registry: it issues tokens, refuses users what
+// they may not do, and notes requests.
+func (r *Registry) handler(backend string) http.Handler {
+	proxy := &httputil.ReverseProxy{Rewrite: func(req *httputil.ProxyRequest) {
+		req.SetURL(&url.URL{Scheme: "http", Host: backend})
+		req.Out.Host = req.In.Host
+		req.SetXForwarded()
+	}}
+	handle := func(w http.ResponseWriter, req *http.Request, user string) {
+		switch {
+		case r.tokens != nil && req.URL.Path == tokenPath:
+			r.tokens.ServeHTTP(w, req)
+		case user != "" && !r.allowed(user, req):
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprintln(w, deniedError)
+		default:
+			proxy.ServeHTTP(w, req)
 		}
-		if !equal(req.Header.Get("Authorization"), "Bearer "+token) {
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="testbed"`, req.Host))
-			http.Error(w, "unauthorized", http.StatusUnauthorized)
-			return
-		}
-		proxy.ServeHTTP(w, req)
-	}))
-	if err != nil {
-		return err
 	}
-	r.Host = strings.TrimPrefix(r.front.URL, "http://")
-	return nil
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		user := r.user(req)
+		answered := &statusWriter{ResponseWriter: w}
+		handle(answered, req, user)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.requests = append(r.requests, Request{User: user, Method: req.Method, Path: req.URL.RequestURI(), Status: answered.status})
+	})
+}
+
+const deniedError = `{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}`
+
+// user returns the user of a request with a login that is accepted, or "".
+func (r *Registry) user(req *http.Request) string {
+	if r.tokens != nil {
+		return r.tokens.user(req)
+	}
+	user, password, _ := req.BasicAuth()
+	if want, ok := r.opt.Users[user]; ok && equal(password, want) {
+		return user
+	}
+	return ""
+}
+
+var repositoryPath = regexp.MustCompile(`^/v2/(.+)/(manifests|blobs|tags|referrers)/`)
+
+// allowed reports if a user may do what a request is for, or could not have a token
+// for it.
+func (r *Registry) allowed(user string, req *http.Request) bool {
+	m := repositoryPath.FindStringSubmatch(req.URL.Path)
+	if m == nil {
+		return true
+	}
+	a := Access{Repository: m[1], Action: "push", Part: "manifests"}
+	if m[2] == "blobs" {
+		a.Part = "blobs"
+	}
+	if req.Method == http.MethodGet || req.Method == http.MethodHead {
+		a.Action = "pull"
+	}
+	may := func(a Access) bool {
+		return r.tokens != nil && !r.opt.Allow(user, Access{Repository: a.Repository, Action: a.Action}) || r.opt.Allow(user, a)
+	}
+	if from := req.FormValue("from"); from != "" && !may(Access{Repository: from, Action: "pull", Part: "blobs"}) {
+		return false
+	}
+	return may(a)
+}
+
+// Requests returns what has been asked since it was called last.
+func (r *Registry) Requests() []Request {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	requests := r.requests
+	r.requests = nil
+	return requests
+}
+
+// statusWriter notes the status of a response.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *statusWriter) Write(dt []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(dt)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *statusWriter) Unwrap() http.ResponseWriter {
+	return w.ResponseWriter
 }
 
 // DaemonConfig is the part of buildkitd.toml that the registry needs.
@@ -204,17 +325,6 @@ func (r *Registry) DaemonConfig() string {
 		return fmt.Sprintf("[registry.%q]\nhttp = false\nca = [%q]\n", r.Host, r.CA)
 	}
 	return fmt.Sprintf("[registry.%q]\nhttp = true\n", r.Host)
-}
-
-// Login lets a builder use the registry, as docker login does. Other registries
-// of the builder are forgotten.
-func (r *Registry) Login(b *Builder) error {
-	auth := base64.StdEncoding.EncodeToString([]byte(r.opt.User + ":" + r.opt.Password))
-	dt, err := json.Marshal(map[string]any{"auths": map[string]any{r.Host: map[string]string{"auth": auth}}})
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(os.WriteFile(filepath.Join(b.Config, "config.json"), dt, 0o600))
 }
 
 // Close ends the registry and removes its content.

@@ -59,7 +59,7 @@ func serveRegistry(ctx context.Context, p *Project) error {
 
 // servePrivateRegistry starts an empty registry for those who log in.
 func servePrivateRegistry(ctx context.Context, p *Project) error {
-	return p.serveRegistry(ctx, RegistryOptions{User: "user", Password: rand.Text()})
+	return p.serveRegistry(ctx, RegistryOptions{Users: map[string]string{"user": rand.Text()}})
 }
 
 func (p *Project) serveRegistry(ctx context.Context, opt RegistryOptions) (err error) {
@@ -73,7 +73,7 @@ func (p *Project) serveRegistry(ctx context.Context, opt RegistryOptions) (err e
 
 // bakeOnImage pushes an image and bakes what starts from it.
 func bakeOnImage(ctx context.Context, p *Project, b *Builder, r run) error {
-	if err := p.registry.Login(b); err != nil {
+	if err := p.registry.Login(b.Config, "user"); err != nil {
 		return err
 	}
 	file := p.path("docker-bake.hcl")
