@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -16,6 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 )
+
+var allCredentials = flag.Bool("credentials", false, "all combinations in the tests of credentials")
 
 // countedLogins is the auth service of a client that counts how often it gives
 // away a password.

@@ -45,7 +45,7 @@ func integrationCommand() *cli.Command {
 				return failed
 			}
 			testsErr := goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "./integration/...",
-				"-docker",
+				"-docker", "-credentials",
 				"-graphs", fmt.Sprint(cmd.Int("graphs")), "-chains", fmt.Sprint(cmd.Int("chains")), "-duration", cmd.Duration("duration").String())
 			return stderrors.Join(failed, testsErr)
 		},

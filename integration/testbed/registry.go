@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -56,6 +57,7 @@ type Request struct {
 	Method string
 	Path   string
 	Status int
+	Scopes []string // of a token that was issued
 }
 
 // Registry is a running distribution registry.
@@ -145,9 +147,9 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 	listens := make(chan error, 1)
 	go func() {
 		defer stderr.Close()
-		var log strings.Builder
+		var out strings.Builder
 		for sc := bufio.NewScanner(stderr); sc.Scan(); {
-			fmt.Fprintln(&log, sc.Text())
+			fmt.Fprintln(&out, sc.Text())
 			if m := registryListens.FindStringSubmatch(sc.Text()); m != nil {
 				backend <- m[1]
 				listens <- nil
@@ -156,7 +158,7 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 			}
 		}
 		backend <- ""
-		listens <- errors.Errorf("the registry did not start: %s", log.String())
+		listens <- errors.Errorf("the registry did not start: %s", out.String())
 	}()
 	select {
 	case err := <-listens:
@@ -218,15 +220,19 @@ func (r *Registry) writeConfig() (string, error) {
 // handler is what is before the registry: it issues tokens, refuses users what
 // they may not do, and notes requests.
 func (r *Registry) handler(backend string) http.Handler {
-	proxy := &httputil.ReverseProxy{Rewrite: func(req *httputil.ProxyRequest) {
-		req.SetURL(&url.URL{Scheme: "http", Host: backend})
-		req.Out.Host = req.In.Host
-		req.SetXForwarded()
-	}}
+	proxy := &httputil.ReverseProxy{
+		ErrorLog: log.New(io.Discard, "", 0), // of clients that go
+		Rewrite: func(req *httputil.ProxyRequest) {
+			req.SetURL(&url.URL{Scheme: "http", Host: backend})
+			req.Out.Host = req.In.Host
+			req.SetXForwarded()
+			if r.tokens == nil && !r.mayMount(req.In) {
+				req.Out.URL.RawQuery = ""
+			}
+		},
+	}
 	handle := func(w http.ResponseWriter, req *http.Request, user string) {
 		switch {
-		case r.tokens != nil && req.URL.Path == tokenPath:
-			r.tokens.ServeHTTP(w, req)
 		case user != "" && !r.allowed(user, req):
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusForbidden)
@@ -236,12 +242,18 @@ func (r *Registry) handler(backend string) http.Handler {
 		}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		user := r.user(req)
+		noted := Request{Method: req.Method, Path: req.URL.RequestURI()}
 		answered := &statusWriter{ResponseWriter: w}
-		handle(answered, req, user)
+		if r.tokens != nil && req.URL.Path == tokenPath {
+			noted.User, noted.Scopes = r.tokens.serve(answered, req)
+		} else {
+			noted.User = r.user(req)
+			handle(answered, req, noted.User)
+		}
+		noted.Status = answered.status
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.requests = append(r.requests, Request{User: user, Method: req.Method, Path: req.URL.RequestURI(), Status: answered.status})
+		r.requests = append(r.requests, noted)
 	})
 }
 
@@ -275,13 +287,14 @@ func (r *Registry) allowed(user string, req *http.Request) bool {
 	if req.Method == http.MethodGet || req.Method == http.MethodHead {
 		a.Action = "pull"
 	}
-	may := func(a Access) bool {
-		return r.tokens != nil && !r.opt.Allow(user, Access{Repository: a.Repository, Action: a.Action}) || r.opt.Allow(user, a)
-	}
-	if from := req.FormValue("from"); from != "" && !may(Access{Repository: from, Action: "pull", Part: "blobs"}) {
-		return false
-	}
-	return may(a)
+	return r.tokens != nil && !r.opt.Allow(user, Access{Repository: a.Repository, Action: a.Action}) || r.opt.Allow(user, a)
+}
+
+// mayMount reports if a request is not for a blob of another repository, or may have
+// it. A registry has others upload the blob.
+func (r *Registry) mayMount(req *http.Request) bool {
+	from := req.URL.Query().Get("from")
+	return from == "" || r.opt.Allow(r.user(req), Access{Repository: from, Action: "pull", Part: "blobs"})
 }
 
 // Requests returns what has been asked since it was called last.

@@ -65,9 +65,9 @@ type tokenAccess struct {
 	Actions []string `json:"actions"`
 }
 
-// ServeHTTP answers a request for a token: GET with basic authentication, or POST
-// with a password or an identity token.
-func (s *tokenServer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+// serve answers a request for a token: GET with basic authentication, or POST with
+// a password or an identity token. It returns who got one, and for what.
+func (s *tokenServer) serve(w http.ResponseWriter, req *http.Request) (user string, scopes []string) {
 	refuse := func(status int, message string) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
@@ -75,14 +75,14 @@ func (s *tokenServer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	if err := req.ParseForm(); err != nil {
 		refuse(http.StatusBadRequest, err.Error())
-		return
+		return "", nil
 	}
 	user, password, _ := req.BasicAuth()
 	var identity string
 	if req.Method == http.MethodPost {
 		if s.opt.Tokens.GETOnly {
 			refuse(http.StatusNotFound, "not found")
-			return
+			return "", nil
 		}
 		user, password, identity = req.PostFormValue("username"), req.PostFormValue("password"), req.PostFormValue("refresh_token")
 	}
@@ -92,12 +92,12 @@ func (s *tokenServer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	if want, ok := s.opt.Users[user]; (user != "" || identity != "") && (!ok || !equal(password, want)) {
 		refuse(http.StatusUnauthorized, `{"errors":[{"code":"UNAUTHORIZED","message":"incorrect username or password"}]}`)
-		return
+		return "", nil
 	}
 	access, all := s.access(user, req.Form["scope"])
 	if !all && s.opt.Tokens.Deny {
 		refuse(http.StatusForbidden, deniedError)
-		return
+		return "", nil
 	}
 	token := s.issue(user, access)
 	resp := map[string]any{"token": token, "access_token": token, "expires_in": 300, "issued_at": time.Now().UTC().Format(time.RFC3339)}
@@ -109,6 +109,10 @@ func (s *tokenServer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(resp)
+	for _, a := range access {
+		scopes = append(scopes, a.Type+":"+a.Name+":"+strings.Join(a.Actions, ","))
+	}
+	return user, scopes
 }
 
 // access returns what of the scopes a user may do, and if that is all of it.
