@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"fmt"
 )
 
 // SplitLent returns the sessions that other builds lend to g, in order, and g
@@ -30,21 +31,16 @@ func SplitLent(g Group) (lent []string, own Group) {
 // server decides, that can refuse what a session has to offer. To f, each session is
 // the only one, so a credential of one is never taken for that of another.
 //
-// When all fail, the error is that of own, together with the number of attempts.
+// When all fail, the error is that of own, followed by the number of attempts.
 func OneByOne(ctx context.Context, lent []string, own Group, f func(Group) error) error {
-	var failed sessionsError
 	for _, id := range lent {
-		err := f(NewGroup(id))
-		if err == nil || context.Cause(ctx) != nil {
+		if err := f(NewGroup(id)); err == nil || context.Cause(ctx) != nil {
 			return err
 		}
-		failed.all = append(failed.all, err)
 	}
 	err := f(own)
-	if err == nil || len(lent) == 0 || context.Cause(ctx) != nil {
+	if err == nil || len(lent) == 0 {
 		return err
 	}
-	failed.error = err
-	failed.all = append(failed.all, err)
-	return &failed
+	return fmt.Errorf("%w (%d builds were asked)", err, len(lent)+1)
 }

@@ -2,6 +2,12 @@ package mounts
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/moby/buildkit/cache"
@@ -9,31 +15,35 @@ import (
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/session/sessiontest"
-	"github.com/moby/buildkit/session/sshforward"
+	"github.com/moby/buildkit/session/sshforward/sshprovider"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/sys/user"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/grpc"
+	"golang.org/x/crypto/ssh"
 )
 
-// agent is the ssh service of a client that forwards agents by id.
-type agent struct {
-	sshforward.UnimplementedSSHServer
-	ids []string
-}
-
-func (a *agent) Register(server *grpc.Server) {
-	sshforward.RegisterSSHServer(server, a)
-}
-
-func (a *agent) CheckAgent(_ context.Context, req *sshforward.CheckAgentRequest) (*sshforward.CheckAgentResponse, error) {
-	for _, id := range a.ids {
-		if id == req.ID {
-			return &sshforward.CheckAgentResponse{}, nil
-		}
+// agent returns what a client attaches that forwards its agent under an id. It has
+// a key, or is not running any more.
+func agent(t *testing.T, id string, running bool) session.Attachable {
+	var path string
+	if running {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		require.NoError(t, err)
+		block, err := ssh.MarshalPrivateKey(key, "")
+		require.NoError(t, err)
+		path = filepath.Join(t.TempDir(), "key")
+		require.NoError(t, os.WriteFile(path, pem.EncodeToMemory(block), 0o600))
+	} else {
+		path = filepath.Join(t.TempDir(), "agent.sock")
+		l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", path)
+		require.NoError(t, err)
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		require.NoError(t, l.Close())
 	}
-	return nil, errors.Errorf("unset ssh forward key %s", req.ID)
+	a, err := sshprovider.NewSSHAgentProvider([]sshprovider.AgentConfig{{ID: id, Paths: []string{path}}})
+	require.NoError(t, err)
+	return a
 }
 
 // noIDMap is what the mount manager needs of a cache manager here.
@@ -70,19 +80,24 @@ func TestOptionalSSH(t *testing.T) {
 	mm := NewMountManager("test", noIDMap{}, sm)
 
 	none := sessiontest.Connect(t, sm)
-	other := sessiontest.Connect(t, sm, &agent{ids: []string{"other"}})
-	offers := sessiontest.Connect(t, sm, &agent{ids: []string{"default"}})
+	other := sessiontest.Connect(t, sm, agent(t, "other", true))
+	offers := sessiontest.Connect(t, sm, agent(t, "default", true))
+	ended := sessiontest.Connect(t, sm, agent(t, "default", false))
 
 	for _, tc := range []struct {
 		name     string
 		group    session.Group
 		required bool
 		found    bool
+		running  bool // what is found, if that is in question
 		err      string
 	}{
 		{name: "behind sessions that decline", group: lent(none, other, offers), found: true},
 		{name: "lent", group: lent(offers, none), found: true},
 		{name: "no session offers it", group: lent(none, other)},
+		{name: "one is not running", group: lent(ended, offers), found: true, running: true},
+		{name: "none is running", group: lent(ended, ended), found: true},
+		{name: "required and one is not running", group: lent(ended, offers), required: true, found: true, running: true},
 		{name: "one cannot be reached", group: lent("gone", offers), found: true},
 		{name: "required and offered", group: lent(none, offers), required: true, found: true},
 		{name: "required by id, no session offers it", group: lent(other, none), required: true, err: `no SSH key "default" forwarded from the client (2 builds were asked)`},
@@ -101,6 +116,9 @@ func TestOptionalSSH(t *testing.T) {
 			}
 			require.NoError(t, err)
 			require.Equal(t, tc.found, mnt != nil, "found an agent")
+			if tc.running {
+				require.NoError(t, checkAgent(t.Context(), mnt.(*sshMount).caller, ""))
+			}
 			require.Equal(t, !tc.required, m.SSHOpt.Optional, "the mount must not be changed")
 		})
 	}
