@@ -3,6 +3,9 @@ package session
 import (
 	"context"
 	"fmt"
+
+	"github.com/moby/buildkit/util/grpcerrors"
+	"google.golang.org/grpc/status"
 )
 
 // SplitLent returns the sessions that other builds lend to g, in order, and g
@@ -42,5 +45,28 @@ func OneByOne(ctx context.Context, lent []string, own Group, f func(Group) error
 	if err == nil || len(lent) == 0 {
 		return err
 	}
-	return fmt.Errorf("%w (%d builds were asked)", err, len(lent)+1)
+	return withAsked(err, len(lent)+1)
 }
+
+// withAsked returns err, also the message of its gRPC status, followed by the number
+// of builds that were asked.
+func withAsked(err error, n int) error {
+	asked := fmt.Sprintf(" (%d builds were asked)", n)
+	st, ok := grpcerrors.AsGRPCStatus(err)
+	err = fmt.Errorf("%w%s", err, asked)
+	if !ok || st == nil {
+		return err
+	}
+	p := st.Proto() // a copy
+	p.Message += asked
+	return &askedError{err, status.FromProto(p)}
+}
+
+// askedError is an error with its gRPC status, which is what a client is shown.
+type askedError struct {
+	error
+	status *status.Status
+}
+
+func (e *askedError) Unwrap() error              { return e.error }
+func (e *askedError) GRPCStatus() *status.Status { return e.status }
