@@ -123,10 +123,10 @@ func TestCredentials(t *testing.T) {
 	t.Parallel()
 	requireTestbed(t)
 	const token = "the-token"
-	git, err := testbed.StartGitServer(t.Context(), map[string]string{"file": "content"}, token)
+	git, err := testbed.StartGitServer(t.Context(), map[string]string{"file": "content"}, testbed.Users{token: "user"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, git.Close()) })
-	web, err := testbed.StartHTTPServer(fstest.MapFS{"file": {Data: []byte("content")}}, token)
+	web, err := testbed.StartHTTPServer(fstest.MapFS{"file": {Data: []byte("content")}}, testbed.Users{token: "user"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, web.Close()) })
 	registry, err := testbed.StartRegistry(t.Context(), testbed.RegistryOptions{Users: map[string]string{"user": "password"}})

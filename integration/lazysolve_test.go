@@ -344,7 +344,7 @@ func TestIsolation(t *testing.T) {
 	require.NoError(t, testbed.WriteRootfs(dir))
 	locals := map[string]string{"rootfs": dir}
 	root := llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/"))
-	agent, err := testbed.StartSSHAgent(t.Context())
+	agent, err := testbed.StartSSHAgent(t.Context(), "testbed")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, agent.Close()) })
 
@@ -394,7 +394,7 @@ type owned struct {
 // owned are what only the session of base has. The steps are new ones.
 func (bed *randomBed) owned(t *testing.T) []owned {
 	t.Helper()
-	agent, err := testbed.StartSSHAgent(t.Context())
+	agent, err := testbed.StartSSHAgent(t.Context(), "testbed")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, agent.Close()) })
 	private := t.TempDir()

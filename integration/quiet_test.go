@@ -270,7 +270,7 @@ func withoutRun(v any) any {
 func TestQuietProvenance(t *testing.T) {
 	t.Parallel()
 	requireTestbed(t)
-	git, err := testbed.StartGitServer(t.Context(), map[string]string{"Dockerfile": "FROM scratch\nCOPY file /\n", "file": "content"}, "")
+	git, err := testbed.StartGitServer(t.Context(), map[string]string{"Dockerfile": "FROM scratch\nCOPY file /\n", "file": "content"}, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, git.Close()) })
 	dir := t.TempDir()

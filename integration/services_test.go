@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,9 @@ import (
 	"testing/fstest"
 
 	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testutil"
+	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/stretchr/testify/require"
 )
 
@@ -73,7 +77,7 @@ func TestRegistry(t *testing.T) {
 func TestGitServer(t *testing.T) {
 	requireTestbed(t)
 	const token = "git-token"
-	g, err := testbed.StartGitServer(t.Context(), map[string]string{"dir/file": "content"}, token)
+	g, err := testbed.StartGitServer(t.Context(), map[string]string{"dir/file": "content"}, testbed.Users{token: "user"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, g.Close()) })
 	b := newBuilder(t, newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload}))
@@ -95,7 +99,7 @@ func TestGitServer(t *testing.T) {
 func TestHTTPServer(t *testing.T) {
 	requireTestbed(t)
 	const token = "http-token"
-	s, err := testbed.StartHTTPServer(fstest.MapFS{"file": {Data: []byte("content")}}, token)
+	s, err := testbed.StartHTTPServer(fstest.MapFS{"file": {Data: []byte("content")}}, testbed.Users{token: "user"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	b := newBuilder(t, newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload}))
@@ -112,4 +116,38 @@ func TestHTTPServer(t *testing.T) {
 	out, err = build(t, b, dockerfile, nil, "--output", "type=cacheonly")
 	require.Error(t, err, out)
 	require.Contains(t, out, "401")
+}
+
+// TestGitSSHServer has a repository that one of two keys opens.
+func TestGitSSHServer(t *testing.T) {
+	requireTestbed(t)
+	git, err := testbed.StartGitServer(t.Context(), map[string]string{"file": "content"}, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, git.Close()) })
+	users, agents := testbed.Users{}, map[string]string{}
+	for _, name := range []string{"owner", "other", "unknown"} {
+		agent, err := testbed.StartSSHAgent(t.Context(), name)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, agent.Close()) })
+		agents[name] = agent.Socket
+		if name != "unknown" {
+			users[agent.PublicKey] = name
+		}
+	}
+	s, err := git.ServeSSH(t.Context(), users)
+	testutil.Require(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	c := newClient(t, newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload}))
+	for name, want := range map[string]string{"owner": "", "other": "Repository not found", "unknown": "Permission denied (publickey)"} {
+		p := peer{name: name, agent: agents[name]}
+		seen, err := p.read(t.Context(), c, func(ctx context.Context, b peerBuild) (gateway.Reference, error) {
+			return b.solve(ctx, llb.Scratch().File(llb.Copy(llb.Git(s.Private("owner"), "main", llb.KnownSSHHosts(s.KnownHosts)), "/file", "/seen")))
+		})
+		if want != "" {
+			require.ErrorContains(t, err, want, name)
+			continue
+		}
+		require.NoError(t, err)
+		require.Equal(t, "content", seen)
+	}
 }

@@ -65,10 +65,10 @@ func newStrangerBed(t *testing.T) *strangerBed {
 		daemons: map[testbed.Flavor]*testbed.Daemon{}, clients: map[testbed.Flavor]*client.Client{},
 	}
 	var err error
-	bed.git, err = testbed.StartGitServer(t.Context(), map[string]string{"file": "from git"}, good)
+	bed.git, err = testbed.StartGitServer(t.Context(), map[string]string{"file": "from git"}, testbed.Users{good: "user"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, bed.git.Close()) })
-	bed.web, err = testbed.StartHTTPServer(os.DirFS(bed.contexts), good)
+	bed.web, err = testbed.StartHTTPServer(os.DirFS(bed.contexts), testbed.Users{good: "user"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, bed.web.Close()) })
 	require.NoError(t, os.WriteFile(filepath.Join(bed.contexts, "file"), []byte("from the web"), 0o600))
@@ -482,10 +482,10 @@ func (bed *strangerBed) during(t *testing.T, c *client.Client, activity string, 
 // not.
 func (bed *strangerBed) testStale(t *testing.T) {
 	web := t.TempDir()
-	server, err := testbed.StartHTTPServer(os.DirFS(web), "")
+	server, err := testbed.StartHTTPServer(os.DirFS(web), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, server.Close()) })
-	git, err := testbed.StartGitServer(t.Context(), nil, "")
+	git, err := testbed.StartGitServer(t.Context(), nil, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, git.Close()) })
 	src := t.TempDir()

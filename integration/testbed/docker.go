@@ -7,13 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/graphload/graphload/internal/debian"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 )
@@ -42,40 +40,15 @@ func FetchDocker(ctx context.Context) error {
 	if HasDocker() {
 		return nil
 	}
-	dir, err := dockerDir()
-	if err != nil {
-		return err
-	}
-	a, err := debianArchive(ctx, runtime.GOARCH)
-	if err != nil {
-		return err
-	}
-	// the machine has a C library, and nothing runs the scripts of packages
-	pkgs, err := a.Resolve(ctx, []string{"docker.io"}, []string{"adduser", "debconf", "dpkg", "libc6", "libgcc-s1", "gcc-12-base", "passwd", "perl", "perl-base", "tar"})
-	if err != nil {
-		return err
-	}
-	files, err := a.Fetch(ctx, pkgs)
-	if err != nil {
-		return err
-	}
-	temp, err := os.MkdirTemp(filepath.Dir(dir), "docker-")
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	defer os.RemoveAll(temp)
-	if err := debian.Unpack(ctx, temp, files...); err != nil {
-		return err
-	}
-	return errors.WithStack(os.Rename(temp, dir))
+	_, err := unpackPackages(ctx, "docker", "usr/sbin/dockerd", []string{"docker.io"})
+	return err
 }
 
 // dockerEnv is the environment of what is in dockerDir.
 func dockerEnv(dir string) []string {
-	triplet := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}[runtime.GOARCH]
 	return []string{
 		"PATH=" + strings.Join([]string{filepath.Join(dir, "usr/sbin"), filepath.Join(dir, "usr/bin"), filepath.Join(dir, "sbin"), os.Getenv("PATH")}, ":"),
-		"LD_LIBRARY_PATH=" + strings.Join([]string{filepath.Join(dir, "usr/lib", triplet), filepath.Join(dir, "lib", triplet)}, ":"),
+		libraryPath(dir),
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"runtime"
 
 	"github.com/graphload/graphload/internal/debian"
-	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 )
 
@@ -50,13 +49,4 @@ func copyFromPackage(ctx context.Context, arch, name, file, dst string) error {
 		return err
 	}
 	return copyFile(filepath.Join(temp, file), dst, 0o755)
-}
-
-// debianArchive opens the current packages of an architecture.
-func debianArchive(ctx context.Context, arch string) (*debian.Archive, error) {
-	dir, err := upstream.CacheDir("debian")
-	if err != nil {
-		return nil, err
-	}
-	return debian.Open(ctx, dir, arch, debian.DefaultMirror)
 }

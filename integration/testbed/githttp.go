@@ -21,10 +21,9 @@ type GitServer struct {
 }
 
 // StartGitServer serves a repository with one commit of the given files, by
-// path, on branch main. If token is set, only requests with it as the password
-// of x-access-token are served, which is what BuildKit makes of GIT_AUTH_TOKEN.
-// It must be closed.
-func StartGitServer(ctx context.Context, files map[string]string, token string) (_ *GitServer, retErr error) {
+// path, on branch main, to users with their token as the password, which is what
+// BuildKit makes of GIT_AUTH_TOKEN. It must be closed.
+func StartGitServer(ctx context.Context, files map[string]string, users Users) (_ *GitServer, retErr error) {
 	dir, err := tempDir("graphload-git-")
 	if err != nil {
 		return nil, err
@@ -51,20 +50,29 @@ func StartGitServer(ctx context.Context, files map[string]string, token string) 
 	if err != nil {
 		return nil, err
 	}
-	var handler http.Handler = &cgi.Handler{
+	handler := &cgi.Handler{
 		Path: filepath.Join(execPath, "git-http-backend"),
 		Dir:  dir,
 		// HOME is where git looks for settings, of which there are none
 		Env: []string{"GIT_PROJECT_ROOT=" + filepath.Join(dir, "repos"), "GIT_HTTP_EXPORT_ALL=1", "HOME=" + dir},
 	}
-	if token != "" {
-		handler = requireBasicAuth(handler, "x-access-token", token)
-	}
-	if g.server, err = serveHTTP(handler); err != nil {
+	// as GitHub does, it does not tell users what there is for others
+	if g.server, err = serveHTTP(users.protect(handler, http.StatusNotFound)); err != nil {
 		return nil, err
 	}
 	g.URL = g.server.URL + "/repo.git"
 	return g, nil
+}
+
+// Private returns a new URL of the repository, which is served to the given users
+// alone.
+func (g *GitServer) Private(users ...string) string {
+	return g.server.URL + private("/repo.git", users)
+}
+
+// Requests returns what has been asked over http since it was called last.
+func (g *GitServer) Requests() []Request {
+	return g.server.Requests()
 }
 
 func (g *GitServer) work() string {

@@ -1,53 +1,130 @@
 package testbed
 
 import (
+	"crypto/rand"
 	"crypto/subtle"
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/pkg/errors"
 )
+
+// Users are who may use a server, by their token, or by their key as it is in
+// authorized_keys. Without users, a server is open to all.
+type Users map[string]string
+
+// only is how paths begin that are not for all users: their names follow, and a
+// name that makes the path a new one.
+const only = "/only/"
+
+// private returns a new path for the given users alone.
+func private(path string, users []string) string {
+	return only + strings.Join(users, "+") + "/" + strings.ToLower(rand.Text()) + path
+}
+
+// isFor reports if a path is for a user, and returns what is served there.
+func isFor(path, user string) (rest string, ok bool) {
+	rest, found := strings.CutPrefix(path, only)
+	if !found {
+		return path, true
+	}
+	users, rest, _ := strings.Cut(rest, "/")
+	_, rest, _ = strings.Cut(rest, "/")
+	return "/" + rest, slices.Contains(strings.Split(users, "+"), user)
+}
+
+// protect serves what a user may have. Others are refused with 401, and users with
+// the given status.
+func (u Users) protect(h http.Handler, denied int) requestHandler {
+	return func(w http.ResponseWriter, req *http.Request) (string, []string) {
+		token, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
+		if !ok { // as git sends it
+			_, token, _ = req.BasicAuth()
+		}
+		user, ok := u[token]
+		if len(u) > 0 && !ok {
+			w.Header().Set("WWW-Authenticate", `Basic realm="testbed"`)
+			http.Error(w, "unauthorized", http.StatusUnauthorized)
+			return "", nil
+		}
+		path, ok := isFor(req.URL.Path, user)
+		if !ok {
+			http.Error(w, http.StatusText(denied), denied)
+			return user, nil
+		}
+		served := new(http.Request)
+		*served = *req
+		served.URL = &url.URL{Path: path, RawQuery: req.URL.RawQuery}
+		h.ServeHTTP(w, served)
+		return user, nil
+	}
+}
 
 // HTTPServer serves files over http.
 type HTTPServer struct {
 	*httpServer
 }
 
-// StartHTTPServer serves files. If token is set, only requests that have it as
-// bearer token are served, which is what BuildKit makes of HTTP_AUTH_TOKEN_127.0.0.1.
-// It must be closed.
-func StartHTTPServer(files fs.FS, token string) (*HTTPServer, error) {
-	handler := http.FileServerFS(files)
-	if token != "" {
-		handler = requireHeader(handler, "Bearer "+token)
-	}
-	s, err := serveHTTP(handler)
+// StartHTTPServer serves files to users with their token as bearer token, which is
+// what BuildKit makes of HTTP_AUTH_TOKEN_127.0.0.1. It must be closed.
+func StartHTTPServer(files fs.FS, users Users) (*HTTPServer, error) {
+	s, err := serveHTTP(users.protect(http.FileServerFS(files), http.StatusForbidden))
 	if err != nil {
 		return nil, err
 	}
 	return &HTTPServer{s}, nil
 }
 
-// httpServer listens on a loopback port of its own.
+// Private returns a new URL of a file, which is served to the given users alone.
+func (s *HTTPServer) Private(file string, users ...string) string {
+	return s.URL + private("/"+file, users)
+}
+
+// Request is one that a server has answered.
+type Request struct {
+	User   string // that was accepted, or ""
+	Method string
+	Path   string
+	Status int
+	Scopes []string // of a token that was issued
+}
+
+// requestHandler answers a request and returns the user that it accepted, and the
+// scopes of a token that it issued.
+type requestHandler func(http.ResponseWriter, *http.Request) (user string, scopes []string)
+
+// httpServer listens on a loopback port of its own, and notes requests.
 type httpServer struct {
 	URL    string
 	server *http.Server
 	done   chan error
+
+	mu       sync.Mutex
+	requests []Request
 }
 
 // serveHTTP serves over https if it is given the files of a certificate and its key.
-func serveHTTP(handler http.Handler, keyPair ...string) (*httpServer, error) {
+func serveHTTP(handler requestHandler, keyPair ...string) (*httpServer, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // does not block
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}
-	s := &httpServer{
-		URL:    "http://" + l.Addr().String(),
-		server: &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute},
-		done:   make(chan error, 1),
-	}
+	s := &httpServer{URL: "http://" + l.Addr().String(), done: make(chan error, 1)}
+	s.server = &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		noted := Request{Method: req.Method, Path: req.URL.RequestURI()}
+		answered := &statusWriter{ResponseWriter: w}
+		noted.User, noted.Scopes = handler(answered, req)
+		noted.Status = answered.status
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.requests = append(s.requests, noted)
+	})}
 	if len(keyPair) == 2 {
 		s.URL = "https://" + l.Addr().String()
 		go func() { s.done <- s.server.ServeTLS(l, keyPair[0], keyPair[1]) }()
@@ -55,6 +132,15 @@ func serveHTTP(handler http.Handler, keyPair ...string) (*httpServer, error) {
 	}
 	go func() { s.done <- s.server.Serve(l) }()
 	return s, nil
+}
+
+// Requests returns what has been asked since it was called last.
+func (s *httpServer) Requests() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	requests := s.requests
+	s.requests = nil
+	return requests
 }
 
 // Close ends the server and the connections that it has.
@@ -66,26 +152,31 @@ func (s *httpServer) Close() error {
 	return errors.WithStack(err)
 }
 
-func requireBasicAuth(h http.Handler, user, password string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		u, p, _ := r.BasicAuth()
-		if !equal(u, user) || !equal(p, password) {
-			w.Header().Set("WWW-Authenticate", `Basic realm="testbed"`)
-			http.Error(w, "unauthorized", http.StatusUnauthorized)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
+// statusWriter notes the status of a response.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
 }
 
-func requireHeader(h http.Handler, authorization string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !equal(r.Header.Get("Authorization"), authorization) {
-			http.Error(w, "unauthorized", http.StatusUnauthorized)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
+// WriteHeader implements http.ResponseWriter.
+func (w *statusWriter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (w *statusWriter) Write(dt []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(dt)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *statusWriter) Unwrap() http.ResponseWriter {
+	return w.ResponseWriter
 }
 
 func equal(a, b string) bool {

@@ -223,7 +223,7 @@ func NewProject(ctx context.Context, l Loop) (_ *Project, retErr error) {
 		return nil, err
 	}
 	if l.ssh {
-		agent, err := StartSSHAgent(ctx)
+		agent, err := StartSSHAgent(ctx, "testbed")
 		if err != nil {
 			return nil, err
 		}

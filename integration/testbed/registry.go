@@ -51,15 +51,6 @@ type Access struct {
 	Part string
 }
 
-// Request is one that a registry has answered.
-type Request struct {
-	User   string // that was accepted, or ""
-	Method string
-	Path   string
-	Status int
-	Scopes []string // of a token that was issued
-}
-
 // Registry is a running distribution registry.
 type Registry struct {
 	Host string // 127.0.0.1 with port
@@ -70,9 +61,6 @@ type Registry struct {
 	front   *httpServer
 	tokens  *tokenServer
 	dir     string
-
-	mu       sync.Mutex
-	requests []Request
 }
 
 var registryListens = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
@@ -116,8 +104,8 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 	}
 	// what is before the registry has its address: tokens are issued there
 	backend := make(chan string, 1)
-	handler := sync.OnceValue(func() http.Handler { return r.handler(<-backend) })
-	r.front, err = serveHTTP(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { handler().ServeHTTP(w, req) }), r.keyPair()...)
+	handler := sync.OnceValue(func() requestHandler { return r.handler(<-backend) })
+	r.front, err = serveHTTP(func(w http.ResponseWriter, req *http.Request) (string, []string) { return handler()(w, req) }, r.keyPair()...)
 	if err != nil {
 		return nil, err
 	}
@@ -217,9 +205,9 @@ func (r *Registry) writeConfig() (string, error) {
 	return path, errors.WithStack(os.WriteFile(path, dt, 0o600))
 }
 
-// handler is what is before the registry: it issues tokens, refuses users what
-// they may not do, and notes requests.
-func (r *Registry) handler(backend string) http.Handler {
+// handler is what is before the registry: it issues tokens, and refuses users what
+// they may not do.
+func (r *Registry) handler(backend string) requestHandler {
 	proxy := &httputil.ReverseProxy{
 		ErrorLog: log.New(io.Discard, "", 0), // of clients that go
 		Rewrite: func(req *httputil.ProxyRequest) {
@@ -231,30 +219,20 @@ func (r *Registry) handler(backend string) http.Handler {
 			}
 		},
 	}
-	handle := func(w http.ResponseWriter, req *http.Request, user string) {
-		switch {
-		case user != "" && !r.allowed(user, req):
+	return func(w http.ResponseWriter, req *http.Request) (string, []string) {
+		if r.tokens != nil && req.URL.Path == tokenPath {
+			return r.tokens.serve(w, req)
+		}
+		user := r.user(req)
+		if user != "" && !r.allowed(user, req) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusForbidden)
 			fmt.Fprintln(w, deniedError)
-		default:
-			proxy.ServeHTTP(w, req)
+			return user, nil
 		}
+		proxy.ServeHTTP(w, req)
+		return user, nil
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		noted := Request{Method: req.Method, Path: req.URL.RequestURI()}
-		answered := &statusWriter{ResponseWriter: w}
-		if r.tokens != nil && req.URL.Path == tokenPath {
-			noted.User, noted.Scopes = r.tokens.serve(answered, req)
-		} else {
-			noted.User = r.user(req)
-			handle(answered, req, noted.User)
-		}
-		noted.Status = answered.status
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.requests = append(r.requests, noted)
-	})
 }
 
 const deniedError = `{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}`
@@ -299,36 +277,7 @@ func (r *Registry) mayMount(req *http.Request) bool {
 
 // Requests returns what has been asked since it was called last.
 func (r *Registry) Requests() []Request {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	requests := r.requests
-	r.requests = nil
-	return requests
-}
-
-// statusWriter notes the status of a response.
-type statusWriter struct {
-	http.ResponseWriter
-	status int
-}
-
-func (w *statusWriter) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
-	}
-	w.ResponseWriter.WriteHeader(status)
-}
-
-func (w *statusWriter) Write(dt []byte) (int, error) {
-	if w.status == 0 {
-		w.status = http.StatusOK
-	}
-	return w.ResponseWriter.Write(dt)
-}
-
-// Unwrap is for http.ResponseController.
-func (w *statusWriter) Unwrap() http.ResponseWriter {
-	return w.ResponseWriter
+	return r.front.Requests()
 }
 
 // DaemonConfig is the part of buildkitd.toml that the registry needs.

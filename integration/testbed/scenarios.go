@@ -22,7 +22,7 @@ func serveChain(ctx context.Context, p *Project) error {
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	if err := p.serveGit(ctx, map[string]string{"docker-bake.hcl": string(chain), "marker": "from git\n"}, ""); err != nil {
+	if err := p.serveGit(ctx, map[string]string{"docker-bake.hcl": string(chain), "marker": "from git\n"}, nil); err != nil {
 		return err
 	}
 	return p.writeFile("remote.hcl", "override.hcl")
@@ -38,15 +38,15 @@ func bakeRemote(ctx context.Context, p *Project, b *Builder, r run) error {
 // serveGit serves a repository with a file to those who have a token.
 func serveGit(ctx context.Context, p *Project) error {
 	token := rand.Text()
-	if err := p.serveGit(ctx, map[string]string{"file": "content\n"}, token); err != nil {
+	if err := p.serveGit(ctx, map[string]string{"file": "content\n"}, Users{token: "user"}); err != nil {
 		return err
 	}
 	p.env = append(p.env, "GIT_URL="+p.git.URL+"#main", "GIT_TOKEN="+token)
 	return nil
 }
 
-func (p *Project) serveGit(ctx context.Context, files map[string]string, token string) (err error) {
-	if p.git, err = StartGitServer(ctx, files, token); err == nil {
+func (p *Project) serveGit(ctx context.Context, files map[string]string, users Users) (err error) {
+	if p.git, err = StartGitServer(ctx, files, users); err == nil {
 		p.closers = append(p.closers, p.git)
 	}
 	return err

@@ -19,8 +19,9 @@ type SSHAgent struct {
 	dir     string
 }
 
-// StartSSHAgent starts an agent and adds a key to it. It must be closed.
-func StartSSHAgent(ctx context.Context) (_ *SSHAgent, retErr error) {
+// StartSSHAgent starts an agent and adds a key to it, with a name as its comment.
+// It must be closed.
+func StartSSHAgent(ctx context.Context, name string) (_ *SSHAgent, retErr error) {
 	dir, err := tempDir("graphload-ssh-")
 	if err != nil {
 		return nil, err
@@ -32,7 +33,7 @@ func StartSSHAgent(ctx context.Context) (_ *SSHAgent, retErr error) {
 		}
 	}()
 	key := filepath.Join(dir, "id_ed25519")
-	if _, err := output(command(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "testbed", "-f", key)); err != nil {
+	if _, err := output(command(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key)); err != nil {
 		return nil, err
 	}
 	pub, err := os.ReadFile(key + ".pub")
@@ -63,6 +64,15 @@ func StartSSHAgent(ctx context.Context) (_ *SSHAgent, retErr error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// Kill ends the agent and leaves its socket, on which nothing listens any more.
+func (a *SSHAgent) Kill() error {
+	if err := a.process.cmd.Process.Kill(); err != nil {
+		return errors.WithStack(err)
+	}
+	<-a.process.done
+	return nil
 }
 
 // Close ends the agent and removes its key.

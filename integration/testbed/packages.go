@@ -1,0 +1,70 @@
+package testbed
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/pkg/errors"
+)
+
+// debianArchive opens the current packages of an architecture.
+func debianArchive(ctx context.Context, arch string) (*debian.Archive, error) {
+	dir, err := upstream.CacheDir("debian")
+	if err != nil {
+		return nil, err
+	}
+	return debian.Open(ctx, dir, arch, debian.DefaultMirror)
+}
+
+// present are packages that a machine has which runs tests, and those whose only
+// use is in scripts of packages, which nothing runs.
+var present = []string{"adduser", "debconf", "dpkg", "libc6", "libgcc-s1", "gcc-12-base", "passwd", "perl", "perl-base", "tar"}
+
+// unpackPackages unpacks Debian packages, with all that they depend on, to a
+// folder of the cache with the given name, unless it has a file. Nothing is
+// installed, so no service is started and what is on the machine stays as it is.
+func unpackPackages(ctx context.Context, name, file string, packages []string) (string, error) {
+	dir, err := upstream.CacheDir(name)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(dir, file)); err == nil {
+		return dir, nil
+	}
+	a, err := debianArchive(ctx, runtime.GOARCH)
+	if err != nil {
+		return "", err
+	}
+	pkgs, err := a.Resolve(ctx, packages, present)
+	if err != nil {
+		return "", err
+	}
+	files, err := a.Fetch(ctx, pkgs)
+	if err != nil {
+		return "", err
+	}
+	temp, err := os.MkdirTemp(filepath.Dir(dir), name+"-")
+	if err != nil {
+		return "", errors.WithStack(err)
+	}
+	defer os.RemoveAll(temp)
+	if err := debian.Unpack(ctx, temp, files...); err != nil {
+		return "", err
+	}
+	if err := os.Rename(temp, dir); err != nil {
+		return "", errors.WithStack(err)
+	}
+	return dir, nil
+}
+
+// libraryPath is the environment variable for the libraries in a folder that
+// packages were unpacked to.
+func libraryPath(dir string) string {
+	triplet := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}[runtime.GOARCH]
+	return "LD_LIBRARY_PATH=" + strings.Join([]string{filepath.Join(dir, "usr/lib", triplet), filepath.Join(dir, "lib", triplet)}, ":")
+}
