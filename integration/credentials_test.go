@@ -4,6 +4,9 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
@@ -14,27 +17,44 @@ import (
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth"
+	"github.com/moby/buildkit/util/progress/progresswriter"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 )
 
 var allCredentials = flag.Bool("credentials", false, "all combinations in the tests of credentials")
 
-// countedLogins is the auth service of a client that counts how often it gives
-// away a password.
+// countedLogins is the auth service of a client with a configuration of docker. It
+// counts how often it is asked for a password, and gives one away, and has what it
+// shows of that in the progress of the client.
 type countedLogins struct {
 	auth.AuthServer
-	passwords atomic.Int64
+	asked, passwords atomic.Int64
+
+	mu    sync.Mutex
+	shown []string
 }
 
-func newCountedLogins(t *testing.T, password string, registries ...*testbed.Registry) *countedLogins {
+func newCountedLogins(t *testing.T, config string) *countedLogins {
 	t.Helper()
-	if password == "" {
-		registries = nil
-	}
-	provider, err := testbed.AuthProvider(dockerLogin(t, "user", password, registries...))
+	provider, err := testbed.AuthProvider(config)
 	require.NoError(t, err)
-	return &countedLogins{AuthServer: provider.(auth.AuthServer)}
+	l := &countedLogins{AuthServer: provider.(auth.AuthServer)}
+	provider.(interface{ SetLogger(progresswriter.Logger) }).SetLogger(func(st *client.SolveStatus) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, v := range st.Vertexes {
+			l.shown = append(l.shown, v.Name)
+		}
+	})
+	return l
+}
+
+// sharing reports if the client has shown that it gave away a password.
+func (l *countedLogins) sharing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.shown, func(name string) bool { return strings.Contains(name, "sharing credentials") })
 }
 
 func (l *countedLogins) Register(s *grpc.Server) {
@@ -43,6 +63,7 @@ func (l *countedLogins) Register(s *grpc.Server) {
 
 func (l *countedLogins) Credentials(ctx context.Context, req *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
 	resp, err := l.AuthServer.Credentials(ctx, req)
+	l.asked.Add(1)
 	if resp.GetSecret() != "" {
 		l.passwords.Add(1)
 	}
@@ -81,7 +102,14 @@ func TestRefusedLogins(t *testing.T) {
 				image := fmt.Sprintf("%s/base%d:latest", r.Host, i)
 				pushState(t, bed.client, push, bed.root, image)
 				require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
-				logins := []*countedLogins{newCountedLogins(t, tc.base, r), newCountedLogins(t, tc.child, r)}
+				var logins []*countedLogins
+				for _, password := range []string{tc.base, tc.child} {
+					config := dockerLogin(t, "", "")
+					if password != "" {
+						config = dockerLogin(t, "user", password, r)
+					}
+					logins = append(logins, newCountedLogins(t, config))
+				}
 				base := peer{name: "base", locals: bed.locals, attach: []session.Attachable{logins[0]}}
 				child := peer{name: "child", locals: bed.locals, attach: []session.Attachable{logins[1]}}
 				state := sh(llb.Image(image, llb.ResolveModeForcePull), "true")

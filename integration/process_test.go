@@ -31,6 +31,8 @@ type processBuild struct {
 	Addr       string
 	Name       string
 	Secrets    map[string]string
+	Agent      string
+	Docker     string
 	Locals     map[string]string
 	Definition []byte
 	Evaluate   bool
@@ -69,7 +71,7 @@ func runProcess(config string) error {
 		return err
 	}
 	defer c.Close()
-	p := peer{name: build.Name, secrets: build.Secrets, locals: build.Locals}
+	p := peer{name: build.Name, secrets: build.Secrets, agent: build.Agent, docker: build.Docker, locals: build.Locals}
 	return p.run(ctx, c, func(ctx context.Context, b peerBuild) error {
 		ref, err := b.solveDefinition(ctx, build.Definition)
 		if err != nil {
@@ -146,6 +148,13 @@ func (p *clientProcess) end(t *testing.T) string {
 		dt, _ := io.ReadAll(p.out)
 		return string(dt)
 	})
+}
+
+// kill ends the client at once, and returns when it has ended.
+func (p *clientProcess) kill(t *testing.T) {
+	t.Helper()
+	p.signal(t, syscall.SIGKILL)
+	require.Error(t, await(t, p.cmd.Wait))
 }
 
 func (p *clientProcess) signal(t *testing.T, sig syscall.Signal) {

@@ -154,7 +154,7 @@ func TestBaseNeverPushes(t *testing.T) {
 var (
 	digests      = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 	buildsAsked  = regexp.MustCompile(` \(\d+ builds were asked\)`)
-	identifiers  = regexp.MustCompile(`\b[0-9a-z]{25}\b`)
+	identifiers  = regexp.MustCompile(`\b[0-9a-z]{25,26}\b`)
 	uploadStates = regexp.MustCompile(`(uploads/)[^"\s]*`)
 )
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -74,4 +75,18 @@ func AuthProvider(dir string) (session.Attachable, error) {
 	defer config.SetDir(before)
 	config.SetDir(dir)
 	return authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{AuthConfigProvider: authprovider.LoadAuthConfig(cfg)}), nil
+}
+
+// DockerLogin is docker login, with the configuration folder of a client. The Docker
+// engine must have been fetched, and need not run.
+func DockerLogin(ctx context.Context, dir, host, user, password string) error {
+	bin, err := dockerDir()
+	if err != nil {
+		return err
+	}
+	cmd := command(ctx, filepath.Join(bin, "usr", "bin", "docker"), "--config", dir, "login", "--username", user, "--password-stdin", host)
+	cmd.Env = append(dockerEnv(bin), "HOME="+dir, "DOCKER_HOST=unix://"+filepath.Join(dir, "no-engine.sock"))
+	cmd.Stdin = strings.NewReader(password)
+	_, err = output(cmd)
+	return err
 }
