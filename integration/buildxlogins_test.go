@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -142,9 +143,7 @@ func TestBuildxLogins(t *testing.T) {
 					}
 					t.Logf("requests: upstream %v, ours %v", counts[testbed.Upstream], counts[testbed.Graphload])
 					require.Equal(t, shared[testbed.Upstream], shared[testbed.Graphload], "shared passwords")
-					if kind != "basic" {
-						require.Zero(t, shared[testbed.Graphload])
-					}
+					require.Equal(t, kind == "basic", shared[testbed.Graphload] > 0)
 					for what, n := range counts[testbed.Graphload] {
 						require.LessOrEqual(t, n, counts[testbed.Upstream][what], what)
 					}
@@ -181,6 +180,9 @@ func TestBuildxLoginsBeside(t *testing.T) {
 	}
 	for _, version := range []string{"v0.29.1", "v0.38.2"} {
 		for _, kind := range []string{"basic", "tokens"} {
+			if !*allCredentials && (version == "v0.29.1") == (kind == "tokens") {
+				continue
+			}
 			r := bed.registries[kind]
 			for _, second := range []struct{ name, user, password string }{
 				{name: "anonymous"},
@@ -256,11 +258,15 @@ func besideBake(t *testing.T, version string, d *testbed.Daemon, r *testbed.Regi
 	return outcome + "; first: builds"
 }
 
-// lastError returns the line of buildx that says why it failed.
+// buildxError is how buildx begins to say why it failed. It is whichever of its
+// targets, and of its two calls for one, failed first.
+var buildxError = regexp.MustCompile(`^ERROR: (?:target \w+: )?(?:failed to solve|failed to run Build function): (.*?)(?:: exit status 1)?$`)
+
+// lastError returns what buildx says why it failed.
 func lastError(err error, host string) string {
-	for _, line := range strings.Split(err.Error(), "\n") {
-		if strings.HasPrefix(line, "ERROR: ") {
-			return digests.ReplaceAllString(identifiers.ReplaceAllString(strings.ReplaceAll(line, host, "HOST"), "…"), "…")
+	for line := range strings.Lines(err.Error()) {
+		if m := buildxError.FindStringSubmatch(strings.TrimSpace(line)); m != nil {
+			return identifiers.ReplaceAllString(strings.ReplaceAll(m[1], host, "HOST"), "…")
 		}
 	}
 	return err.Error()
