@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,7 +18,6 @@ import (
 	"github.com/graphload/graphload/internal/seam"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
-	"golang.org/x/mod/semver"
 )
 
 func releasesCommand() *cli.Command {
@@ -80,7 +78,7 @@ func servedReleases(root string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.SortedFunc(maps.Keys(list.Releases), func(a, b string) int { return semver.Compare(b, a) }), nil
+	return list.Served(), nil
 }
 
 // trial is what was found out about one release. A trial ends at the first

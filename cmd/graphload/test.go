@@ -120,13 +120,17 @@ func repositoryTests(ctx context.Context, opt assemble.Options) error {
 }
 
 // embedTest tests the example, a module of its own that requires the default
-// release.
+// release. Its go.mod is committed with what embed adds.
 func embedTest(ctx context.Context, opt assemble.Options) error {
 	def, err := upstream.DefaultVersion(opt.Root)
 	if err != nil || opt.Version != def {
 		return err
 	}
-	return goTest(ctx, filepath.Join(opt.Root, "examples", "embed"), "./...")
+	dir := filepath.Join(opt.Root, "examples", "embed")
+	if _, err := embedTree(ctx, os.Stderr, opt.Root, dir); err != nil {
+		return err
+	}
+	return goTest(ctx, dir, "./...")
 }
 
 func goTest(ctx context.Context, dir string, args ...string) error {

@@ -11,8 +11,6 @@ require (
 	google.golang.org/grpc v1.84.0
 )
 
-replace github.com/moby/buildkit => ../../build/v0.34.2
-
 require (
 	cyphar.com/go-pathrs v0.2.5 // indirect
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect
@@ -128,3 +126,9 @@ require (
 	tags.cncf.io/container-device-interface v1.1.1 // indirect
 	tags.cncf.io/container-device-interface/specs-go v1.1.1 // indirect
 )
+
+replace github.com/moby/buildkit => ../../build/v0.34.2 // graphload embed
+
+exclude github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // graphload embed
+
+exclude github.com/pmezard/go-difflib v1.0.1-0.20181226105442-5d4384ee4fb2 // graphload embed

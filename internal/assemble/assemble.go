@@ -36,6 +36,7 @@ type Options struct {
 	Root     string // the repository
 	Version  string // a release of the seam list
 	Pristine bool   // without seams and added files
+	Copies   bool   // with copies of added files: go mod vendor leaves links out
 }
 
 // Tree is a tree that has been planned. Nothing is written before Write.
@@ -72,6 +73,9 @@ func plan(opt Options, src *upstream.Source, seams []*seam.Seam) (*Tree, error) 
 	if opt.Pristine {
 		t.Dir += "-pristine"
 		return t, nil
+	}
+	if opt.Copies {
+		t.Dir += "-copies"
 	}
 	if err := t.findAdded(); err != nil {
 		return nil, err
@@ -185,11 +189,23 @@ func (t *Tree) Write() error {
 	}
 	for _, rel := range t.Added {
 		wanted[filepath.FromSlash(rel)] = true
-		if err := linkFile(filepath.Join(t.Dir, filepath.FromSlash(rel)), filepath.Join(t.Root, filepath.FromSlash(rel))); err != nil {
+		if err := t.addFile(filepath.FromSlash(rel)); err != nil {
 			return err
 		}
 	}
 	return t.removeStale(wanted)
+}
+
+func (t *Tree) addFile(rel string) error {
+	path, target := filepath.Join(t.Dir, rel), filepath.Join(t.Root, rel)
+	if !t.Copies {
+		return linkFile(path, target)
+	}
+	dt, err := os.ReadFile(target)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	return writeFile(path, dt, 0o644)
 }
 
 func writeFile(path string, dt []byte, mode fs.FileMode) error {

@@ -110,6 +110,35 @@ func TestTreeAgain(t *testing.T) {
 	require.Equal(t, before["solver/jobs.go"], after["solver/jobs.go"])
 }
 
+// TestTreeCopies vendors the tree, which go mod vendor does without its links.
+func TestTreeCopies(t *testing.T) {
+	t.Parallel()
+	opt, src := repository(t)
+	opt.Copies = true
+	tree, err := plan(opt, src, []*seam.Seam{discardSeam()})
+	require.NoError(t, err)
+	require.NoError(t, tree.Write())
+	require.Equal(t, filepath.Join(opt.Root, "build", "v1.0.0-copies"), tree.Dir)
+
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module example.com/program\n\ngo 1.26\n\nrequire example.com/upstream v1.0.0\n\nreplace example.com/upstream => "+tree.Dir+"\n"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte("package main\n\nimport \"example.com/upstream/solver\"\n\nfunc main() { print(solver.Discard()) }\n"), 0o600))
+	for _, args := range [][]string{{"mod", "vendor"}, {"run", "-mod=vendor", "."}} {
+		cmd := exec.CommandContext(t.Context(), "go", args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
+		dt, err := cmd.CombinedOutput()
+		require.NoError(t, err, string(dt))
+		if args[0] == "run" {
+			require.Equal(t, "added, upstream", string(dt))
+		}
+	}
+
+	before := snapshot(t, tree.Dir)
+	require.NoError(t, tree.Write())
+	require.Equal(t, before, snapshot(t, tree.Dir), "nothing is written again")
+}
+
 func TestTreePristine(t *testing.T) {
 	t.Parallel()
 	opt, src := repository(t)

@@ -9,12 +9,15 @@ package seam
 
 import (
 	"bytes"
+	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/pkg/errors"
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/mod/semver"
 )
 
 // List is the content of a seam list.
@@ -51,6 +54,11 @@ type Split struct {
 	Result string `yaml:"result"`
 	From   string `yaml:"from"`
 	With   string `yaml:"with"`
+}
+
+// Served returns the versions of the releases, newest first.
+func (l *List) Served() []string {
+	return slices.SortedFunc(maps.Keys(l.Releases), func(a, b string) int { return semver.Compare(b, a) })
 }
 
 // Load reads a seam list and checks that it is complete. Unknown keys are
