@@ -1,9 +1,9 @@
 # Every target is one command of cmd/graphload, which explains itself with --help.
-# UPSTREAM=v0.33.1 selects a release, ARGS='…' adds flags to conformance, releases
-# and series.
+# UPSTREAM=v0.33.1 selects a release, ARGS='…' adds flags to conformance, releases,
+# series, engine and engine-test.
 GRAPHLOAD = go run ./cmd/graphload $(if $(UPSTREAM),--upstream $(UPSTREAM))
 
-.PHONY: tree build pristine patch seams demo test lint bench clients conformance releases series integration soak dist dist-check install uninstall docker audit fuzz
+.PHONY: tree build pristine patch seams demo test lint bench clients conformance releases series integration soak dist dist-check install uninstall docker audit fuzz engine engine-test
 
 PREFIX ?= /usr/local
 
@@ -72,3 +72,9 @@ audit:
 
 fuzz:
 	$(GRAPHLOAD) fuzz
+
+engine:
+	$(GRAPHLOAD) engine $(ARGS)
+
+engine-test:
+	$(GRAPHLOAD) engine --test $(ARGS)

@@ -58,6 +58,7 @@ func run() error {
 			dockerCommand(),
 			fuzzCommand(),
 			auditCommand(),
+			engineCommand(),
 			embedCommand(),
 			installCommand(),
 			uninstallCommand(),

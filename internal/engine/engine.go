@@ -1,0 +1,183 @@
+// Package engine builds the Docker engine with the assembled tree instead of
+// BuildKit: dockerd and docker-proxy, with the flags and version strings of the
+// static builds of the engine's own hack/make.sh.
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/embed"
+	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/seam"
+	"github.com/graphload/graphload/internal/upstream"
+	"github.com/pkg/errors"
+	"golang.org/x/mod/semver"
+)
+
+// Module is the module path of the engine.
+const Module = "github.com/moby/moby/v2"
+
+// DefaultVersion is the release of the engine that is built and tested.
+const DefaultVersion = "v2.0.0-beta.24"
+
+// sums has the checksums of known releases. The go command checks those of others
+// with its checksum database.
+var sums = map[string]string{
+	DefaultVersion: "h1:sWv7EckkDJhpraR9yUjkw1XeVf39+MWd58E22PYloNA=",
+}
+
+// Suffix is behind the version of an engine that has the change.
+const Suffix = "+graphload"
+
+// buildTags are those of hack/make.sh for static binaries. The one for journald
+// needs libsystemd, which has no static library: the engine's own static builds are
+// without it as well.
+const buildTags = "netgo osusergo static_build nri_no_wasm"
+
+// Source is the source of the engine, ready to be built.
+type Source struct {
+	Version  string
+	Dir      string
+	BuildKit string // the release that it requires
+	Embedded bool   // the assembled tree is in the place of BuildKit
+
+	time time.Time // of the release
+}
+
+// Pristine returns the source of a release as it is, in the module cache.
+func Pristine(ctx context.Context, root, version string) (*Source, error) {
+	dir, err := gomod.Module{Path: Module, Version: version, Sum: sums[version]}.Download(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// the version can be a query
+	if _, at, ok := strings.Cut(filepath.Base(dir), "@"); !ok || at != version {
+		return nil, errors.Errorf("%q is not a release of %s: give the version in full", version, Module)
+	}
+	s := &Source{Version: version, Dir: dir}
+	if s.time, err = releaseTime(ctx, version); err != nil {
+		return nil, err
+	}
+	list, err := seam.Load(filepath.Join(root, assemble.SeamList))
+	if err != nil {
+		return nil, err
+	}
+	p, err := embed.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if s.BuildKit, err = p.Release(list.Served()); err != nil {
+		known := slices.SortedFunc(maps.Keys(sums), semver.Compare)
+		return nil, errors.Wrapf(err, "Docker engine %s cannot have the change, %s can", version, strings.Join(known, ", "))
+	}
+	return s, nil
+}
+
+// Prepare copies the source of a release to build/moby-<version> of the repository,
+// and makes it use the tree of the BuildKit that it requires.
+func Prepare(ctx context.Context, root, version string) (*Source, error) {
+	s, err := Pristine(ctx, root, version)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(root, "build", "moby-"+version)
+	temp := dir + ".tmp" // beside it, as the path of the tree is relative
+	if err := os.RemoveAll(temp); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer os.RemoveAll(temp)
+	if err := os.CopyFS(temp, os.DirFS(s.Dir)); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	p, err := embed.Open(temp)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := embed.Into(ctx, root, p); err != nil {
+		return nil, errors.Wrapf(err, "Docker engine %s", version)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	if err := os.Rename(temp, dir); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	s.Dir, s.Embedded = dir, true
+	return s, nil
+}
+
+// releaseTime returns when the release was made, from the module cache.
+func releaseTime(ctx context.Context, version string) (time.Time, error) {
+	cmd := gomod.Command(ctx, os.TempDir(), "mod", "download", "-json", Module+"@"+version)
+	dt, err := cmd.Output()
+	if err != nil {
+		return time.Time{}, errors.Wrap(err, "go mod download")
+	}
+	var mod struct{ Info string }
+	if err := json.Unmarshal(dt, &mod); err != nil {
+		return time.Time{}, errors.WithStack(err)
+	}
+	if dt, err = os.ReadFile(mod.Info); err != nil {
+		return time.Time{}, errors.WithStack(err)
+	}
+	var info struct{ Time time.Time }
+	err = json.Unmarshal(dt, &info)
+	return info.Time, errors.WithStack(err)
+}
+
+// DockerVersion is what docker version shows.
+func (s *Source) DockerVersion() string {
+	v := strings.TrimPrefix(s.Version, "v")
+	if s.Embedded {
+		v += Suffix
+	}
+	return v
+}
+
+// Build builds static dockerd and docker-proxy into the folder out. Revision is the
+// commit of the repository whose change they have.
+func (s *Source) Build(ctx context.Context, out, revision string) error {
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return errors.WithStack(err)
+	}
+	ldflags := s.ldflags(revision)
+	for _, b := range []struct{ name, cgo string }{
+		{"dockerd", "1"}, // for disk quotas
+		{"docker-proxy", "0"},
+	} {
+		err := gomod.Build(ctx, s.Dir, "./cmd/"+b.name, filepath.Join(out, b.name), ldflags, []string{"CGO_ENABLED=" + b.cgo}, "-tags", buildTags)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ldflags returns the flags of the linker. The commit of the engine is not in its
+// module: its tag is in the place of it. The names of platform and product are those
+// of packages, and stay empty as in the engine's own builds.
+func (s *Source) ldflags(revision string) string {
+	var b strings.Builder
+	b.WriteString("-w -extldflags -static")
+	set := func(name, value string) {
+		b.WriteString(" -X " + name + "=" + value)
+	}
+	set(Module+"/dockerversion.Version", s.DockerVersion())
+	set(Module+"/dockerversion.GitCommit", s.Version)
+	set(Module+"/dockerversion.BuildTime", s.time.UTC().Format("2006-01-02T15:04:05.000000000-07:00"))
+	if s.Embedded {
+		// what is replaced has no version in the binary
+		set(upstream.Module+"/version.Version", s.BuildKit+Suffix)
+		set(upstream.Module+"/version.Package", "github.com/graphload/graphload")
+		set(upstream.Module+"/version.Revision", revision)
+	}
+	return b.String()
+}
