@@ -12,16 +12,14 @@ import (
 	"github.com/pkg/errors"
 )
 
-// containerd is the one that comes with Debian's Docker engine, in a mount
-// namespace of its own.
+// containerd is one in a mount namespace of its own.
 type containerd struct {
 	socket  string
 	process *process
 }
 
-// startContainerd starts a containerd that keeps everything in dir. Its log is
-// there, too.
-func startContainerd(ctx context.Context, dir string) (_ *containerd, retErr error) {
+// startContainerd starts the containerd that comes with Debian's Docker engine.
+func startContainerd(ctx context.Context, dir string) (*containerd, error) {
 	if !HasDocker() {
 		return nil, errors.New("containerd has not been fetched")
 	}
@@ -29,12 +27,18 @@ func startContainerd(ctx context.Context, dir string) (_ *containerd, retErr err
 	if err != nil {
 		return nil, err
 	}
+	return runContainerd(ctx, dir, filepath.Join(dir, "root"), 2, filepath.Join(docker, "usr/bin/containerd"), dockerEnv(docker))
+}
+
+// runContainerd starts a containerd that keeps what it stores in root, and everything
+// else in dir. Its log is there, too.
+func runContainerd(ctx context.Context, dir, root string, configVersion int, bin string, env []string) (_ *containerd, retErr error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, errors.WithStack(err)
 	}
 	c := &containerd{socket: filepath.Join(dir, "containerd.sock")}
 	config := filepath.Join(dir, "config.toml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, `version = 2
+	if err := os.WriteFile(config, fmt.Appendf(nil, `version = %d
 root = %q
 state = %q
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
@@ -42,7 +46,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 address = %q
 [plugins."io.containerd.internal.v1.opt"]
 path = %q
-`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket, filepath.Join(dir, "opt")), 0o600); err != nil {
+`, configVersion, root, filepath.Join(dir, "state"), c.socket, filepath.Join(dir, "opt")), 0o600); err != nil {
 		return nil, errors.WithStack(err)
 	}
 	log, err := os.Create(filepath.Join(dir, "containerd.log"))
@@ -50,8 +54,8 @@ path = %q
 		return nil, errors.WithStack(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(docker, "usr/bin/containerd"), "--config", config) //nolint:noctx // ended with the daemon
-	cmd.Env = dockerEnv(docker)
+	cmd := exec.Command(bin, "--config", config) //nolint:noctx // ended with the daemon
+	cmd.Env = env
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	if c.process, err = start(cmd); err != nil {

@@ -33,7 +33,8 @@ const (
 var Flavors = []Flavor{Upstream, Graphload}
 
 // Binary returns the path of buildkitd or buildctl as graphload build puts it
-// into bin of the repository, or into the folder that GRAPHLOAD_BIN names.
+// into bin of the repository, or into the folder that GRAPHLOAD_BIN names, and of
+// dockerd or docker-proxy as graphload engine does.
 func Binary(flavor Flavor, name string) (string, error) {
 	dir := os.Getenv("GRAPHLOAD_BIN")
 	if dir == "" {
@@ -44,6 +45,9 @@ func Binary(flavor Flavor, name string) (string, error) {
 		dir = filepath.Join(root, "bin")
 	}
 	hint := "go run ./cmd/graphload build"
+	if name == "dockerd" || name == "docker-proxy" {
+		hint = "go run ./cmd/graphload engine"
+	}
 	if flavor == Upstream {
 		dir = filepath.Join(dir, "upstream")
 		hint += " --pristine"
