@@ -36,12 +36,15 @@ func ContainerdBinary(ctx context.Context) (string, error) {
 // EngineOptions are how an engine differs from one with the defaults of Docker.
 type EngineOptions struct {
 	Flavor Flavor
-	Root   string   // for images, containers and the cache, a temporary one by default
-	Env    []string // added to the environment
+	// GraphDriver has it keep images in the overlay2 graph driver, for one platform,
+	// and not in containerd.
+	GraphDriver bool
+	Root        string   // for images, containers and the cache, a temporary one by default
+	Env         []string // added to the environment
 }
 
-// Engine is a running Docker engine as graphload engine builds it, with images in a
-// containerd of its own. Its network namespace has no way out.
+// Engine is a running Docker engine as graphload engine builds it, beside a
+// containerd that it does not share. Its network namespace has no way out.
 type Engine struct {
 	Flavor  Flavor
 	Host    string // unix://
@@ -90,8 +93,12 @@ func StartEngine(ctx context.Context, opt EngineOptions) (_ *Engine, retErr erro
 		return nil, err
 	}
 	config := filepath.Join(dir, "daemon.json")
+	driver := ""
+	if opt.GraphDriver {
+		driver = `, "storage-driver": "overlay2"`
+	}
 	// what is collected depends on how full the disk of the machine is
-	if err := os.WriteFile(config, []byte(`{"features": {"containerd-snapshotter": true}, "builder": {"gc": {"enabled": false}}}`), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, `{"features": {"containerd-snapshotter": %t}, "builder": {"gc": {"enabled": false}}%s}`, !opt.GraphDriver, driver), 0o600); err != nil {
 		return nil, errors.WithStack(err)
 	}
 	log, err := os.Create(e.LogPath)
