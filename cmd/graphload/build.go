@@ -76,7 +76,7 @@ func buildTree(ctx context.Context, opt assemble.Options, t *assemble.Tree, race
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", errors.WithStack(err)
 	}
-	ldflags, err := versionFlags(ctx, opt)
+	ldflags, err := versionFlags(ctx, opt, upstream.Module)
 	if err != nil {
 		return "", err
 	}
@@ -95,7 +95,7 @@ func buildTree(ctx context.Context, opt assemble.Options, t *assemble.Tree, race
 	return dir, nil
 }
 
-// version is what a daemon of the tree says that it is.
+// version is what a program of the tree says that it is.
 func version(opt assemble.Options) string {
 	if opt.Pristine {
 		return opt.Version
@@ -103,9 +103,10 @@ func version(opt assemble.Options) string {
 	return opt.Version + "+graphload"
 }
 
-// versionFlags returns the flags of the linker that set what --version shows.
-func versionFlags(ctx context.Context, opt assemble.Options) (string, error) {
-	pkg, rev := upstream.Module, ""
+// versionFlags returns the flags of the linker that set what --version shows, for a
+// program of the given module.
+func versionFlags(ctx context.Context, opt assemble.Options, module string) (string, error) {
+	pkg, rev := module, ""
 	if !opt.Pristine {
 		pkg = modulePath
 		var err error
@@ -113,7 +114,7 @@ func versionFlags(ctx context.Context, opt assemble.Options) (string, error) {
 			return "", err
 		}
 	}
-	const vars = upstream.Module + "/version."
+	vars := module + "/version."
 	return "-X " + vars + "Package=" + pkg + " -X " + vars + "Revision=" + rev + " -X " + vars + "Version=" + version(opt), nil
 }
 

@@ -199,7 +199,7 @@ func (d *distribution) build(ctx context.Context, t *assemble.Tree, arch string)
 		return err
 	}
 	b := &dist.Builder{Arch: arch, Dir: d.images.BinDir(arch), Work: d.work, Archive: a, Env: d.env}
-	ldflags, err := versionFlags(ctx, d.opt)
+	ldflags, err := versionFlags(ctx, d.opt, upstream.Module)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/upstream"
+	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
 
@@ -67,19 +68,27 @@ func run() error {
 	return app.Run(ctx, os.Args)
 }
 
-// options returns what the global flags select.
+// options returns what the global flags select, and the flag module of a command
+// that has it.
 func options(cmd *cli.Command) (assemble.Options, error) {
 	root, err := upstream.Root()
 	if err != nil {
 		return assemble.Options{}, err
 	}
-	version := cmd.Root().String("upstream")
+	module, version := cmd.String(moduleFlagName), cmd.Root().String("upstream")
 	if version == "" {
-		if version, err = upstream.DefaultVersion(root); err != nil {
-			return assemble.Options{}, err
-		}
+		return assemble.Default(root, module)
+	}
+	if module != "" {
+		return assemble.Options{}, errors.Errorf("--upstream is a release of BuildKit, not of %s", module)
 	}
 	return assemble.Options{Root: root, Version: version}, nil
+}
+
+const moduleFlagName = "module"
+
+func moduleFlag() cli.Flag {
+	return &cli.StringFlag{Name: moduleFlagName, Usage: "another module of the seam list, like buildx (default: BuildKit)"}
 }
 
 func progressf(format string, args ...any) {

@@ -22,8 +22,9 @@ func patchCommand() *cli.Command {
 		Usage:     "write the change as a diff that git apply takes on an upstream checkout, or as a series for git am",
 		ArgsUsage: "[DIR]",
 		Flags: []cli.Flag{
+			moduleFlag(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "file to write (default: standard output)"},
-			&cli.BoolFlag{Name: "series", Usage: "write a series of commits into DIR (default: build/series), instead of one diff"},
+			&cli.BoolFlag{Name: "series", Usage: "write a series of commits into DIR (default: build/series, or build/<module>-series), instead of one diff"},
 			&cli.BoolFlag{Name: "check", Usage: "with --series: build every commit and test its packages"},
 			&cli.BoolFlag{Name: "all-releases", Usage: "with --series: one series for each release of the seam list, in a folder of its own"},
 		},
@@ -44,17 +45,17 @@ func patchCommand() *cli.Command {
 				return errors.New("--all-releases and --upstream exclude each other")
 			}
 			if dir == "" {
-				dir = filepath.Join(opt.Root, "build", "series")
+				dir = filepath.Join(opt.Root, "build", strings.TrimPrefix(opt.Module+"-series", "-"))
 			}
 			if all {
-				versions, err := servedReleases(opt.Root)
+				versions, err := opt.Releases()
 				if err != nil {
 					return err
 				}
 				for _, version := range versions {
 					opt.Version = version
 					if err := patchSeries(ctx, opt, filepath.Join(dir, version), cmd.Bool("check")); err != nil {
-						return errors.Wrapf(err, "BuildKit %s", version)
+						return errors.Wrap(err, opt.Release())
 					}
 				}
 				return nil
@@ -152,11 +153,11 @@ func committer(ctx context.Context, root string) (series.Person, time.Time, erro
 // checkSeries commits one patch after the other, and builds and tests each. The
 // repository stays at one path, so that the build cache serves a second check.
 func checkSeries(ctx context.Context, t *assemble.Tree, patches []series.Patch) error {
-	dir := filepath.Join(t.Root, "build", t.Version+"-series")
+	dir := t.BuildDir() + "-series"
 	if err := os.RemoveAll(dir); err != nil {
 		return errors.WithStack(err)
 	}
-	repo, err := series.Import(ctx, dir, t.Upstream.Dir, "BuildKit "+t.Version)
+	repo, err := series.Import(ctx, dir, t.Upstream.Dir, t.Release())
 	if err != nil {
 		return err
 	}
@@ -164,7 +165,7 @@ func checkSeries(ctx context.Context, t *assemble.Tree, patches []series.Patch) 
 		if err := repo.Apply(ctx, p); err != nil {
 			return err
 		}
-		progressf("BuildKit %s, commit %d of %d: %s", t.Version, i+1, len(patches), p.Title)
+		progressf("%s, commit %d of %d: %s", t.Release(), i+1, len(patches), p.Title)
 		// client has the tests for the integration harness of upstream: without
 		// daemon and images they skip themselves with -short
 		for _, args := range [][]string{
@@ -182,6 +183,6 @@ func checkSeries(ctx context.Context, t *assemble.Tree, patches []series.Patch) 
 			return errors.Errorf("commit %q leaves changes behind: %s %v", p.Title, status, err)
 		}
 	}
-	progressf("BuildKit %s: all %d commits build and pass the tests of their packages", t.Version, len(patches))
+	progressf("%s: all %d commits build and pass the tests of their packages", t.Release(), len(patches))
 	return nil
 }

@@ -15,7 +15,6 @@ import (
 
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/gomod"
-	"github.com/graphload/graphload/internal/seam"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -33,7 +32,7 @@ func releasesCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			versions, err := servedReleases(opt.Root)
+			versions, err := opt.Releases()
 			if err != nil {
 				return err
 			}
@@ -70,15 +69,6 @@ func releasesCommand() *cli.Command {
 			return reportTrials(os.Stdout, trials)
 		},
 	}
-}
-
-// servedReleases returns the releases of the seam list, newest first.
-func servedReleases(root string) ([]string, error) {
-	list, err := seam.Load(filepath.Join(root, assemble.SeamList))
-	if err != nil {
-		return nil, err
-	}
-	return list.Served(), nil
 }
 
 // trial is what was found out about one release. A trial ends at the first

@@ -14,6 +14,7 @@ func seamsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "seams",
 		Usage: "list the seams with the places where they were found",
+		Flags: []cli.Flag{moduleFlag()},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			opt, err := options(cmd)
 			if err != nil {
@@ -42,7 +43,7 @@ func seamsCommand() *cli.Command {
 					plus, minus = plus+d.Plus, minus+d.Minus
 				}
 			}
-			fmt.Printf("\nBuildKit %s: %d seams in %d files, %d lines added or altered, %d removed or replaced\n", opt.Version, len(t.Matches), len(t.Changed), plus, minus)
+			fmt.Printf("\n%s: %d seams in %d files, %d lines added or altered, %d removed or replaced\n", opt.Release(), len(t.Matches), len(t.Changed), plus, minus)
 			return nil
 		},
 	}

@@ -83,7 +83,7 @@ func addedTests(t *assemble.Tree) (names []string, _ error) {
 		if !strings.HasSuffix(rel, "_test.go") {
 			continue
 		}
-		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(t.Root, rel), nil, parser.SkipObjectResolution)
+		f, err := parser.ParseFile(token.NewFileSet(), t.Source(rel), nil, parser.SkipObjectResolution)
 		if err != nil {
 			return nil, errors.WithStack(err)
 		}

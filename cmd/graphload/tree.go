@@ -11,8 +11,8 @@ import (
 func treeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "tree",
-		Usage: "assemble the source tree in build/<version>",
-		Flags: []cli.Flag{pristineFlag()},
+		Usage: "assemble the source tree in build/<version>, or build/<module>-<version>",
+		Flags: []cli.Flag{moduleFlag(), pristineFlag()},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			opt, err := options(cmd)
 			if err != nil {
@@ -38,6 +38,6 @@ func writeTree(ctx context.Context, opt assemble.Options) (*assemble.Tree, error
 	if err != nil {
 		return nil, err
 	}
-	progressf("assembling BuildKit %s: %d seams, %d added files", opt.Version, len(t.Matches), len(t.Added))
+	progressf("assembling %s: %d seams, %d added files", opt.Release(), len(t.Matches), len(t.Added))
 	return t, t.Write()
 }

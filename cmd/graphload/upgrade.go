@@ -86,13 +86,13 @@ func (u *upgrade) survey(ctx context.Context, opt assemble.Options) error {
 	if err != nil {
 		return err
 	}
-	from, err := upstream.Fetch(ctx, u.from, list.Releases[u.from])
+	from, err := upstream.Fetch(ctx, upstream.Module, u.from, list.Releases[u.from])
 	if err != nil {
 		return err
 	}
 	u.sum, u.known = list.Releases[u.to]
 	progressf("fetching BuildKit %s", u.to)
-	to, err := upstream.Fetch(ctx, u.to, u.sum)
+	to, err := upstream.Fetch(ctx, upstream.Module, u.to, u.sum)
 	if err != nil {
 		return err
 	}

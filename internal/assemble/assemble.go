@@ -1,14 +1,15 @@
-// Package assemble puts a release of BuildKit, the seams and the added files
-// together into one source tree.
+// Package assemble puts a release of BuildKit, or of another module, the seams
+// and the added files together into one source tree.
 //
 // The tree is upstream's module under its own import path, so every Go tool
-// works in it as in BuildKit. Upstream files are copies that differ by the
+// works in it as in upstream's. Upstream files are copies that differ by the
 // seams only; added files are links into the repository, so an edit in the
 // tree is an edit of the repository.
 package assemble
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"io/fs"
 	"maps"
@@ -28,15 +29,76 @@ import (
 const SeamList = "seams.yaml"
 
 // addedDirs are the folders of the repository whose Go files join the package
-// of the same path.
+// of the same path in BuildKit. Those of another module are below the folder of
+// its name.
 var addedDirs = []string{"cache", "client", "cmd/buildkitd", "frontend", "session", "solver", "source", "util"}
 
 // Options select what is assembled.
 type Options struct {
 	Root     string // the repository
+	Module   string // another module of the seam list, BuildKit if it is empty
 	Version  string // a release of the seam list
 	Pristine bool   // without seams and added files
 	Copies   bool   // with copies of added files: go mod vendor leaves links out
+}
+
+// Default returns the options for the default release of a module: the BuildKit
+// that go.mod requires, and the newest release of another module.
+func Default(root, module string) (Options, error) {
+	opt := Options{Root: root, Module: module}
+	if module == "" {
+		var err error
+		opt.Version, err = upstream.DefaultVersion(root)
+		return opt, err
+	}
+	versions, err := opt.Releases()
+	if err == nil && len(versions) == 0 {
+		err = errors.Errorf("module %s has no releases in %s", module, SeamList)
+	}
+	if err != nil {
+		return opt, err
+	}
+	opt.Version = versions[0]
+	return opt, nil
+}
+
+// Releases returns the releases of the module in the seam list, newest first.
+func (o Options) Releases() ([]string, error) {
+	m, err := o.seams()
+	if err != nil {
+		return nil, err
+	}
+	return m.Served(), nil
+}
+
+func (o Options) seams() (*seam.Module, error) {
+	list, err := seam.Load(filepath.Join(o.Root, SeamList))
+	if err != nil {
+		return nil, err
+	}
+	return list.Find(o.Module)
+}
+
+// name is what the module is called.
+func (o Options) name() string {
+	return cmp.Or(o.Module, "BuildKit")
+}
+
+// Release is the module and its version, for messages.
+func (o Options) Release() string {
+	return o.name() + " " + o.Version
+}
+
+// BuildDir returns the folder of the tree in the repository, without what
+// Pristine adds.
+func (o Options) BuildDir() string {
+	return filepath.Join(o.Root, "build", strings.TrimPrefix(o.Module+"-"+o.Version, "-"))
+}
+
+// Source returns the place of an added file in the repository. It is given by its
+// path in the tree.
+func (o Options) Source(rel string) string {
+	return filepath.Join(o.Root, o.Module, filepath.FromSlash(rel))
 }
 
 // Tree is a tree that has been planned. Nothing is written before Write.
@@ -46,30 +108,30 @@ type Tree struct {
 	Upstream *upstream.Source
 	Matches  []seam.Match
 	Changed  map[string][]byte // upstream files with seams, by slash-separated path
-	Added    []string          // added files, by slash-separated path
+	Added    []string          // added files, by slash-separated path in the tree
 }
 
 // Plan fetches the release and finds the places of all seams in it.
 func Plan(ctx context.Context, opt Options) (*Tree, error) {
-	list, err := seam.Load(filepath.Join(opt.Root, SeamList))
+	m, err := opt.seams()
 	if err != nil {
 		return nil, err
 	}
-	sum, ok := list.Releases[opt.Version]
+	sum, ok := m.Releases[opt.Version]
 	if !ok {
-		known := slices.SortedFunc(maps.Keys(list.Releases), semver.Compare)
-		return nil, errors.Errorf("BuildKit %s is not a known release, %s are: add its checksum under releases in %s", opt.Version, strings.Join(known, ", "), SeamList)
+		known := slices.SortedFunc(maps.Keys(m.Releases), semver.Compare)
+		return nil, errors.Errorf("%s is not a known release, %s are: add its checksum under releases in %s", opt.Release(), strings.Join(known, ", "), SeamList)
 	}
-	src, err := upstream.Fetch(ctx, opt.Version, sum)
+	src, err := upstream.Fetch(ctx, cmp.Or(m.Path, upstream.Module), opt.Version, sum)
 	if err != nil {
 		return nil, err
 	}
-	return plan(opt, src, list.Seams)
+	return plan(opt, src, m.Seams)
 }
 
 func plan(opt Options, src *upstream.Source, seams []*seam.Seam) (*Tree, error) {
 	t := &Tree{Options: opt, Upstream: src, Changed: map[string][]byte{}}
-	t.Dir = filepath.Join(opt.Root, "build", opt.Version)
+	t.Dir = opt.BuildDir()
 	if opt.Pristine {
 		t.Dir += "-pristine"
 		return t, nil
@@ -92,11 +154,11 @@ func plan(opt Options, src *upstream.Source, seams []*seam.Seam) (*Tree, error) 
 	for _, name := range slices.Sorted(maps.Keys(byPackage)) {
 		files, err := readPackage(filepath.Join(src.Dir, filepath.FromSlash(name)))
 		if err != nil {
-			return nil, errors.Wrapf(err, "BuildKit %s has no package %s for seam %s", opt.Version, name, byPackage[name][0].Name)
+			return nil, errors.Wrapf(err, "%s has no package %s for seam %s", opt.Release(), name, byPackage[name][0].Name)
 		}
 		changed, ms, err := seam.Apply(name, files, byPackage[name])
 		if err != nil {
-			return nil, errors.Wrapf(err, "BuildKit %s", opt.Version)
+			return nil, errors.Wrap(err, opt.Release())
 		}
 		for fn, dt := range changed {
 			t.Changed[name+"/"+fn] = dt
@@ -129,24 +191,28 @@ func readPackage(dir string) (map[string][]byte, error) {
 
 // findAdded lists the added files. One that upstream has as well is an error.
 func (t *Tree) findAdded() error {
-	for _, dir := range addedDirs {
-		err := filepath.WalkDir(filepath.Join(t.Root, filepath.FromSlash(dir)), func(path string, d fs.DirEntry, err error) error {
+	dirs := addedDirs
+	if t.Module != "" {
+		dirs = []string{"."}
+	}
+	for _, dir := range dirs {
+		err := filepath.WalkDir(t.Source(dir), func(path string, d fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
 			if err != nil || d.IsDir() {
 				return err
 			}
-			rel, err := filepath.Rel(t.Root, path)
+			rel, err := filepath.Rel(t.Source("."), path)
 			if err != nil {
 				return err
 			}
 			rel = filepath.ToSlash(rel)
 			if !d.Type().IsRegular() || !strings.HasSuffix(rel, ".go") {
-				return errors.Errorf("%s is not a Go file: only Go files can join a package of BuildKit", rel)
+				return errors.Errorf("%s is not a Go file: only Go files can join a package of %s", rel, t.name())
 			}
 			if _, err := os.Lstat(filepath.Join(t.Upstream.Dir, rel)); err == nil {
-				return errors.Errorf("added file %s exists in BuildKit %s: rename it", rel, t.Version)
+				return errors.Errorf("added file %s exists in %s: rename it", rel, t.Release())
 			}
 			t.Added = append(t.Added, rel)
 			return nil
@@ -197,7 +263,7 @@ func (t *Tree) Write() error {
 }
 
 func (t *Tree) addFile(rel string) error {
-	path, target := filepath.Join(t.Dir, rel), filepath.Join(t.Root, rel)
+	path, target := filepath.Join(t.Dir, rel), t.Source(rel)
 	if !t.Copies {
 		return linkFile(path, target)
 	}
@@ -283,7 +349,7 @@ func (t *Tree) Diff() ([]FileDiff, error) {
 		out = append(out, fd)
 	}
 	for _, rel := range slices.Sorted(slices.Values(t.Added)) {
-		dt, err := os.ReadFile(filepath.Join(t.Root, filepath.FromSlash(rel)))
+		dt, err := os.ReadFile(t.Source(rel))
 		if err != nil {
 			return nil, errors.WithStack(err)
 		}

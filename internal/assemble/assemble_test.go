@@ -8,9 +8,11 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -152,6 +154,40 @@ func TestTreePristine(t *testing.T) {
 	require.Empty(t, diffs)
 }
 
+// TestTreeOfModule has a module whose added files are below a folder of its name,
+// and take no part in BuildKit, as those of BuildKit take none in it.
+func TestTreeOfModule(t *testing.T) {
+	t.Parallel()
+	opt, src := repository(t)
+	opt.Module = "other"
+	added := filepath.Join(opt.Root, "other", "solver", "more.go")
+	require.NoError(t, os.MkdirAll(filepath.Dir(added), 0o755))
+	require.NoError(t, os.WriteFile(added, []byte("package solver\n\nfunc Discard() string { return \"other, \" + discard() }\n"), 0o600))
+	tree, err := plan(opt, src, []*seam.Seam{discardSeam()})
+	require.NoError(t, err)
+	require.Equal(t, filepath.Join(opt.Root, "build", "other-v1.0.0"), tree.Dir)
+	require.Equal(t, []string{"solver/more.go"}, tree.Added)
+	require.NoError(t, tree.Write())
+	dt, err := os.ReadFile(filepath.Join(tree.Dir, "solver", "more.go"))
+	require.NoError(t, err)
+	require.Contains(t, string(dt), `"other, "`)
+	diffs, err := tree.Diff()
+	require.NoError(t, err)
+	require.Len(t, diffs, 2)
+	require.Equal(t, "solver/more.go", diffs[1].Path)
+	require.True(t, diffs[1].New)
+	require.Contains(t, diffs[1].Unified, "+++ b/solver/more.go\n")
+
+	require.NoError(t, os.Rename(added, filepath.Join(filepath.Dir(added), "jobs.go")))
+	_, err = plan(opt, src, []*seam.Seam{discardSeam()})
+	require.ErrorContains(t, err, "added file solver/jobs.go exists in other v1.0.0: rename it")
+
+	opt.Module = ""
+	tree, err = plan(opt, src, []*seam.Seam{discardSeam()})
+	require.NoError(t, err)
+	require.Equal(t, []string{"solver/owners.go", "solver/owners_test.go"}, tree.Added)
+}
+
 func TestTreeErrors(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -210,34 +246,64 @@ func TestPlanErrors(t *testing.T) {
 	require.ErrorContains(t, err, "the go command is needed")
 }
 
-// planRepository plans this repository with its default release.
-func planRepository(t *testing.T) *Tree {
+// modules are the modules of the seam list of this repository, BuildKit first.
+var modules = []string{""}
+
+// planRepository plans a module of this repository with its default release.
+func planRepository(t *testing.T, module string) *Tree {
 	root, err := upstream.Root()
 	require.NoError(t, err)
-	version, err := upstream.DefaultVersion(root)
+	opt, err := Default(root, module)
 	require.NoError(t, err)
-	tree, err := Plan(t.Context(), Options{Root: root, Version: version})
+	tree, err := Plan(t.Context(), opt)
 	require.NoError(t, err)
 	return tree
+}
+
+// eachModule runs a test for every module of the seam list.
+func eachModule(t *testing.T, test func(*testing.T, *Tree)) {
+	for _, module := range modules {
+		tree := planRepository(t, module)
+		t.Run(tree.name(), func(t *testing.T) {
+			t.Parallel()
+			test(t, tree)
+		})
+	}
+}
+
+func TestModules(t *testing.T) {
+	t.Parallel()
+	root, err := upstream.Root()
+	require.NoError(t, err)
+	list, err := seam.Load(filepath.Join(root, SeamList))
+	require.NoError(t, err)
+	require.ElementsMatch(t, modules, append(slices.Collect(maps.Keys(list.Modules)), ""), "the tests below do not run for all modules")
 }
 
 // TestLimits keeps the change of upstream's own files small. What does not fit
 // belongs into an added file.
 func TestLimits(t *testing.T) {
 	t.Parallel()
-	tree := planRepository(t)
+	for module, limit := range map[string]struct{ lines, dropped int }{
+		"": {60, 3},
+	} {
+		testLimits(t, planRepository(t, module), limit.lines, limit.dropped)
+	}
+}
+
+func testLimits(t *testing.T, tree *Tree, maxLines, maxDropped int) {
 	dropped := 0
 	for _, m := range tree.Matches {
 		if m.Seam.DroppedFor == "" {
 			continue
 		}
 		dropped++
-		dt, err := os.ReadFile(filepath.Join(tree.Root, m.Seam.DroppedFor))
+		dt, err := os.ReadFile(tree.Source(m.Seam.DroppedFor))
 		require.NoError(t, err)
 		name := m.Seam.In[strings.LastIndexByte(m.Seam.In, '.')+1:]
 		require.Regexp(t, `(?m)^func (\([^)]*\) )?`+name+`\(`, string(dt), "%s must declare %s", m.Seam.DroppedFor, m.Seam.In)
 	}
-	require.LessOrEqual(t, dropped, 3, "dropped declarations")
+	require.LessOrEqual(t, dropped, maxDropped, "dropped declarations")
 	diffs, err := tree.Diff()
 	require.NoError(t, err)
 	lines := 0
@@ -246,13 +312,16 @@ func TestLimits(t *testing.T) {
 			lines += d.Plus
 		}
 	}
-	require.LessOrEqual(t, lines, 60, "lines added to or altered in upstream files")
+	require.LessOrEqual(t, lines, maxLines, "lines added to or altered in upstream files")
 }
 
 // TestOnlySeams compares the tree with upstream file by file.
 func TestOnlySeams(t *testing.T) {
 	t.Parallel()
-	tree := planRepository(t)
+	eachModule(t, testOnlySeams)
+}
+
+func testOnlySeams(t *testing.T, tree *Tree) {
 	tree.Dir = filepath.Join(t.TempDir(), "build", tree.Version)
 	require.NoError(t, tree.Write())
 	require.NoError(t, filepath.WalkDir(tree.Dir, func(path string, d fs.DirEntry, err error) error {
@@ -278,14 +347,17 @@ func TestOnlySeams(t *testing.T) {
 // the tree.
 func TestPatch(t *testing.T) {
 	t.Parallel()
-	tree := planRepository(t)
+	eachModule(t, testPatch)
+}
+
+func testPatch(t *testing.T, tree *Tree) {
 	tree.Dir = filepath.Join(t.TempDir(), "build", tree.Version)
 	require.NoError(t, tree.Write())
 	patch, err := tree.Patch()
 	require.NoError(t, err)
 
 	checkout := t.TempDir()
-	pristine, err := plan(Options{Root: tree.Root, Version: tree.Version, Pristine: true}, tree.Upstream, nil)
+	pristine, err := plan(Options{Root: tree.Root, Module: tree.Module, Version: tree.Version, Pristine: true}, tree.Upstream, nil)
 	require.NoError(t, err)
 	pristine.Dir = checkout
 	require.NoError(t, pristine.Write())
@@ -304,7 +376,7 @@ func TestPatch(t *testing.T) {
 		require.NoError(t, err)
 		want, err := os.ReadFile(filepath.Join(tree.Dir, rel))
 		if os.IsNotExist(err) { // links are relative to the real place of the tree
-			want, err = os.ReadFile(filepath.Join(tree.Root, rel))
+			want, err = os.ReadFile(tree.Source(rel))
 		}
 		require.NoError(t, err)
 		require.Equal(t, string(want), string(got), rel)
@@ -337,7 +409,7 @@ func TestAddedFoldersIgnored(t *testing.T) {
 	for _, i := range mod.Ignore {
 		ignored = append(ignored, strings.TrimPrefix(i.Path, "./"))
 	}
-	for _, dir := range addedDirs {
+	for _, dir := range append(addedDirs, modules[1:]...) {
 		require.Contains(t, ignored, dir, "add ./%s to the ignore block of go.mod", dir)
 	}
 }
@@ -347,22 +419,27 @@ func TestAddedFoldersIgnored(t *testing.T) {
 // and comments are.
 func TestNoUpstreamCode(t *testing.T) {
 	t.Parallel()
-	tree := planRepository(t)
-	theirs := functionBodies(t, tree.Upstream.Dir)
-	require.Greater(t, len(theirs), 3000)
-	for body, place := range functionBodies(t, tree.Root) {
-		require.Empty(t, theirs[body], "%s is a copy", place)
-	}
+	eachModule(t, func(t *testing.T, tree *Tree) {
+		theirs := functionBodies(t, tree.Upstream.Dir)
+		require.Greater(t, len(theirs), 1000)
+		ours := functionBodies(t, tree.Root, filepath.Join(tree.Root, "build"), filepath.Join(tree.Root, "bin"))
+		for body, place := range ours {
+			require.Empty(t, theirs[body], "%s is a copy", place)
+		}
+		require.True(t, slices.ContainsFunc(slices.Collect(maps.Values(ours)), func(place string) bool {
+			return strings.HasPrefix(place, tree.Source(filepath.Dir(tree.Added[0])))
+		}), "added files are looked at")
+	})
 }
 
-// functionBodies returns the places of the functions below dir by their code.
-func functionBodies(t *testing.T, dir string) map[string]string {
+// functionBodies returns the places of the functions below dir by their code,
+// without those in the folders to skip.
+func functionBodies(t *testing.T, dir string, skip ...string) map[string]string {
 	out := map[string]string{}
 	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		require.NoError(t, err)
 		if d.IsDir() {
-			switch d.Name() {
-			case "build", "bin", ".git":
+			if slices.Contains(skip, path) || d.Name() == ".git" {
 				return fs.SkipDir
 			}
 			return nil

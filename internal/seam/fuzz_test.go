@@ -13,6 +13,7 @@ func FuzzParse(f *testing.F) {
 		"seams:\n- {name: a, package: p, in: F, why: w, insert-after: f(), with: g()}\n",
 		"seams:\n- {name: a, package: p, in: F, why: w, dropped-for: p/f.go}\n",
 		"seams:\n- {name: a, package: p, in: F, why: w, split: {from: f(), rename: b, result: int, with: return 1}}\n",
+		"modules:\n  other:\n    path: example.com/other\n    releases: {v1.0.0: h1:abc=}\n    seams:\n    - {name: a, package: p, in: F, why: w, rename: g}\n",
 	} {
 		f.Add([]byte(in))
 	}
@@ -21,7 +22,11 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, s := range list.Seams {
+		seams := list.Seams
+		for _, m := range list.Modules {
+			seams = append(seams, m.Seams...)
+		}
+		for _, s := range seams {
 			if s.Name == "" || s.Package == "" || s.In == "" || s.Why == "" {
 				t.Errorf("an incomplete seam was accepted: %+v", s)
 			}

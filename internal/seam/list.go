@@ -20,8 +20,17 @@ import (
 	"golang.org/x/mod/semver"
 )
 
-// List is the content of a seam list.
+// List is the content of a seam list: what is changed in BuildKit, and in other
+// modules.
 type List struct {
+	Module `yaml:",inline"`
+	// Modules are the others, by the folder that has their added files.
+	Modules map[string]*Module `yaml:"modules"`
+}
+
+// Module is what is changed in one module.
+type Module struct {
+	Path string `yaml:"path"` // empty for BuildKit
 	// Releases are the known versions of upstream with the checksums of their
 	// modules.
 	Releases map[string]string `yaml:"releases"`
@@ -57,8 +66,8 @@ type Split struct {
 }
 
 // Served returns the versions of the releases, newest first.
-func (l *List) Served() []string {
-	return slices.SortedFunc(maps.Keys(l.Releases), func(a, b string) int { return semver.Compare(b, a) })
+func (m *Module) Served() []string {
+	return slices.SortedFunc(maps.Keys(m.Releases), func(a, b string) int { return semver.Compare(b, a) })
 }
 
 // Load reads a seam list and checks that it is complete. Unknown keys are
@@ -80,20 +89,50 @@ func Parse(dt []byte) (*List, error) {
 	if err := dec.Decode(&l); err != nil {
 		return nil, errors.WithStack(err)
 	}
-	seen := map[string]bool{}
-	for i, s := range l.Seams {
-		if s == nil || s.Name == "" {
-			return nil, errors.Errorf("seam %d has no name", i+1)
+	if l.Path != "" {
+		return nil, errors.New("path is for modules other than BuildKit")
+	}
+	if err := l.validate(); err != nil {
+		return nil, err
+	}
+	for name, m := range l.Modules {
+		if !nameRegexp.MatchString(name) || m == nil || m.Path == "" {
+			return nil, errors.Errorf("module %q needs a path, and the name of a folder", name)
 		}
-		if seen[s.Name] {
-			return nil, errors.Errorf("seam %s is listed twice", s.Name)
-		}
-		seen[s.Name] = true
-		if err := s.validate(); err != nil {
-			return nil, errors.Wrapf(err, "seam %s", s.Name)
+		if err := m.validate(); err != nil {
+			return nil, errors.Wrapf(err, "module %s", name)
 		}
 	}
 	return &l, nil
+}
+
+// Find returns the module of the given name, and BuildKit for none.
+func (l *List) Find(name string) (*Module, error) {
+	if name == "" {
+		return &l.Module, nil
+	}
+	m, ok := l.Modules[name]
+	if !ok {
+		return nil, errors.Errorf("no module %q, there are %s", name, strings.Join(slices.Sorted(maps.Keys(l.Modules)), ", "))
+	}
+	return m, nil
+}
+
+func (m *Module) validate() error {
+	seen := map[string]bool{}
+	for i, s := range m.Seams {
+		if s == nil || s.Name == "" {
+			return errors.Errorf("seam %d has no name", i+1)
+		}
+		if seen[s.Name] {
+			return errors.Errorf("seam %s is listed twice", s.Name)
+		}
+		seen[s.Name] = true
+		if err := s.validate(); err != nil {
+			return errors.Wrapf(err, "seam %s", s.Name)
+		}
+	}
+	return nil
 }
 
 // Operation names the operation of the seam as in the list, and its argument.

@@ -13,8 +13,8 @@ import (
 
 var releaseRegexp = regexp.MustCompile(`^\s+["']?(v[^\s:"']+)["']?\s*:`)
 
-// AddRelease adds a release with its checksum to the source of a seam list,
-// newest first. All other bytes of the list, comments included, stay as they
+// AddRelease adds a release of BuildKit with its checksum to the source of a seam
+// list, newest first. All other bytes of the list, comments included, stay as they
 // are.
 func AddRelease(dt []byte, version, sum string) ([]byte, error) {
 	if !semver.IsValid(version) {
@@ -57,8 +57,8 @@ func AddRelease(dt []byte, version, sum string) ([]byte, error) {
 	return out, nil
 }
 
-// RemoveRelease takes a release out of the source of a seam list. All other bytes
-// of the list stay as they are.
+// RemoveRelease takes a release of BuildKit out of the source of a seam list. All
+// other bytes of the list stay as they are.
 func RemoveRelease(dt []byte, version string) ([]byte, error) {
 	old, err := Parse(dt)
 	if err != nil {
@@ -67,9 +67,13 @@ func RemoveRelease(dt []byte, version string) ([]byte, error) {
 	if _, ok := old.Releases[version]; !ok {
 		return nil, errors.Errorf("release %s is not listed", version)
 	}
+	inside := false // other modules can have a release of the same version
 	lines := slices.DeleteFunc(slices.Collect(bytes.Lines(dt)), func(line []byte) bool {
+		if !bytes.ContainsAny(line[:1], " \t#\r\n") {
+			inside = bytes.HasPrefix(line, []byte("releases:"))
+		}
 		m := releaseRegexp.FindSubmatch(line)
-		return m != nil && string(m[1]) == version
+		return inside && m != nil && string(m[1]) == version
 	})
 	out := bytes.Join(lines, nil)
 	l, err := Parse(out)

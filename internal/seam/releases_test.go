@@ -33,7 +33,8 @@ func TestAddRelease(t *testing.T) {
 
 func TestRemoveRelease(t *testing.T) {
 	t.Parallel()
-	const list = "# v1.2.0: h1:b\nreleases: # sums\n  v1.2.0: h1:b # current\n  # old\n  \"v1.0.0\": h1:a\n\nseams:\n- {name: a, package: p, in: T, why: w, add-field: f int}\n"
+	const list = "# v1.2.0: h1:b\nreleases: # sums\n  v1.2.0: h1:b # current\n# old\n  \"v1.0.0\": h1:a\n\nseams:\n- {name: a, package: p, in: T, why: w, add-field: f int}\n" +
+		"modules:\n  other:\n    path: example.com/other\n    releases:\n      v1.2.0: h1:c\n"
 	for version, line := range map[string]string{
 		"v1.2.0": "  v1.2.0: h1:b # current\n",
 		"v1.0.0": "  \"v1.0.0\": h1:a\n",

@@ -280,6 +280,25 @@ func TestParse(t *testing.T) {
 	require.Equal(t, map[string]string{"v1.0.0": "h1:x"}, l.Releases)
 	op, arg := l.Seams[0].Operation()
 	require.Equal(t, []string{"add-field", "f int"}, []string{op, arg})
+	found, err := l.Find("")
+	require.NoError(t, err)
+	require.Same(t, l.Seams[0], found.Seams[0])
+	_, err = l.Find("other")
+	require.ErrorContains(t, err, `no module "other", there are `)
+
+	// another module can have seams and releases of the same names
+	const other = "modules:\n  other:\n    path: example.com/other\n    releases: {v1.0.0: h1:y}\n    seams:\n    - {name: a, package: q, in: U, why: w, rename: u}\n"
+	l, err = Parse([]byte("releases: {v1.0.0: h1:x}\n" + ok + other))
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"v1.0.0": "h1:x"}, l.Releases)
+	require.Equal(t, "T", l.Seams[0].In)
+	found, err = l.Find("other")
+	require.NoError(t, err)
+	require.Equal(t, "example.com/other", found.Path)
+	require.Equal(t, map[string]string{"v1.0.0": "h1:y"}, found.Releases)
+	require.Equal(t, "U", found.Seams[0].In)
+	_, err = l.Find("gone")
+	require.EqualError(t, err, `no module "gone", there are other`)
 
 	for in, want := range map[string]string{
 		"seams:\n- {package: p}\n":                                                       "seam 1 has no name",
@@ -294,7 +313,12 @@ func TestParse(t *testing.T) {
 		"seams:\n- {name: a, package: p, in: T, why: w, extend-condition: c, with: b}\n": "extend a condition with && or ||",
 		"seams:\n- {name: a, package: p, in: T, why: w, split: {from: c, rename: b}}\n":  "split needs rename, result, from and with",
 		"seams:\n- {name: a, package: p, in: T, why: w, typo: b}\n":                      "field typo not found",
-		"seams: [1": "did not find expected",
+		"seams: [1":                                        "did not find expected",
+		"path: example.com\n":                              "path is for modules other than BuildKit",
+		"modules: {other: }\n":                             `module "other" needs a path`,
+		"modules: {a/b: {path: example.com}}\n":            `module "a/b" needs a path, and the name of a folder`,
+		"modules: {a: {path: example.com, modules: {}}}\n": "field modules not found",
+		"modules: {a: {path: example.com, seams: [{}]}}\n": "module a: seam 1 has no name",
 	} {
 		_, err := Parse([]byte(in))
 		require.ErrorContains(t, err, want, in)

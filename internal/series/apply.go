@@ -12,8 +12,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Repository is a git repository that has a release of BuildKit as its only
-// commit before the series.
+// Repository is a git repository that has a release as its only commit before the
+// series.
 type Repository struct {
 	Dir string
 }

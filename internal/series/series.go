@@ -24,9 +24,9 @@ type Commit struct {
 	Folders []string
 }
 
-// Commits are the commits in their order. Each builds on the ones before it,
-// and on nothing after. The last one is not for BuildKit: it is there so that the
-// series as a whole is the assembled tree.
+// Commits are the commits for BuildKit in their order. Each builds on the ones
+// before it, and on nothing after. The last one is not for BuildKit: it is there so
+// that the series as a whole is the assembled tree.
 var Commits = []Commit{
 	{
 		Title:   "util/graphload: add switch for loading lazy solves",
@@ -129,6 +129,12 @@ becomes part of BuildKit: nothing before it needs it.`,
 	},
 }
 
+// Modules are the commits for the modules of the seam list, by name. BuildKit has
+// none.
+var Modules = map[string][]Commit{
+	"": Commits,
+}
+
 // Person is the author of the series, who signs it off.
 type Person struct {
 	Name, Email string
@@ -148,7 +154,7 @@ func New(t *assemble.Tree, author Person, date time.Time) ([]Patch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return build(Commits, diffs, author, date, "BuildKit "+t.Version)
+	return build(Modules[t.Module], diffs, author, date, t.Release())
 }
 
 func build(commits []Commit, diffs []assemble.FileDiff, author Person, date time.Time, signature string) ([]Patch, error) {

@@ -3,8 +3,10 @@ package series
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -60,62 +62,76 @@ diff --git ssh
 	require.ErrorContains(t, err, `commit "mounts: ask" of the series is empty`)
 }
 
-// TestDocs compares the table of the commits in the documentation.
+// TestDocs compares the tables of the commits in the documentation.
 func TestDocs(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
 	require.NoError(t, err)
 	dt, err := os.ReadFile(filepath.Join(root, "docs", "upstream.md"))
 	require.NoError(t, err)
-	_, table, ok := strings.Cut(string(dt), "| commit | folders |\n|---|---|\n")
-	require.True(t, ok)
-	table, _, _ = strings.Cut(table, "\n\n")
-	var want []string
-	for _, c := range Commits {
-		want = append(want, fmt.Sprintf("| %s | `%s` |", c.Title, strings.Join(c.Folders, "`, `")))
+	tables := strings.Split(string(dt), "| commit | folders |\n|---|---|\n")[1:]
+	require.Len(t, tables, len(Modules))
+	for i, module := range slices.Sorted(maps.Keys(Modules)) { // BuildKit is the first
+		table, _, _ := strings.Cut(tables[i], "\n\n")
+		var want []string
+		for _, c := range Modules[module] {
+			want = append(want, fmt.Sprintf("| %s | `%s` |", c.Title, strings.Join(c.Folders, "`, `")))
+		}
+		require.Equal(t, want, strings.Split(table, "\n"))
 	}
-	require.Equal(t, want, strings.Split(table, "\n"))
 }
 
-// TestApply takes the series into an import of every known release: the result
-// is the assembled tree.
+// TestApply takes the series of each module into an import of every known release:
+// the result is the assembled tree.
 func TestApply(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
 	require.NoError(t, err)
 	list, err := seam.Load(filepath.Join(root, assemble.SeamList))
 	require.NoError(t, err)
-	current, err := upstream.DefaultVersion(root)
-	require.NoError(t, err)
-	for version := range list.Releases {
-		if testing.Short() && version != current {
-			continue
+	require.Len(t, Modules, 1+len(list.Modules), "a series for each module of the seam list")
+	for module := range Modules {
+		current, err := assemble.Default(root, module)
+		require.NoError(t, err)
+		versions, err := current.Releases()
+		require.NoError(t, err)
+		for _, version := range versions {
+			if testing.Short() && version != current.Version {
+				continue
+			}
+			opt := current
+			opt.Version = version
+			t.Run(opt.Release(), func(t *testing.T) {
+				t.Parallel()
+				testApply(t, opt)
+			})
 		}
-		t.Run(version, func(t *testing.T) {
-			t.Parallel()
-			tree, err := assemble.Plan(t.Context(), assemble.Options{Root: root, Version: version})
-			require.NoError(t, err)
-			patches, err := New(tree, author, date)
-			require.NoError(t, err)
-			repo, err := Import(t.Context(), t.TempDir(), tree.Upstream.Dir, "BuildKit "+version)
-			require.NoError(t, err)
-			for _, p := range patches {
-				require.NoError(t, repo.Apply(t.Context(), p))
-			}
-			requireTree(t, repo, tree)
-
-			log, err := repo.Git(t.Context(), nil, "log", "--reverse", "--format=%an <%ae> %aI %s", fmt.Sprintf("HEAD~%d..", len(patches)))
-			require.NoError(t, err)
-			var want []string
-			for _, c := range Commits {
-				want = append(want, "Åsa Builder <asa@example.com> 2026-11-02T15:04:05+00:00 "+c.Title)
-			}
-			require.Equal(t, want, strings.Split(strings.TrimSpace(log), "\n"))
-			bodies, err := repo.Git(t.Context(), nil, "log", "--format=%b")
-			require.NoError(t, err)
-			require.Equal(t, len(patches), strings.Count(bodies, "Signed-off-by: Åsa Builder <asa@example.com>"))
-		})
 	}
+}
+
+func testApply(t *testing.T, opt assemble.Options) {
+	tree, err := assemble.Plan(t.Context(), opt)
+	require.NoError(t, err)
+	patches, err := New(tree, author, date)
+	require.NoError(t, err)
+	repo, err := Import(t.Context(), t.TempDir(), tree.Upstream.Dir, opt.Release())
+	require.NoError(t, err)
+	for _, p := range patches {
+		require.NoError(t, repo.Apply(t.Context(), p))
+		require.Contains(t, string(p.Mail), "\n-- \n"+opt.Release()+"\n")
+	}
+	requireTree(t, repo, tree)
+
+	log, err := repo.Git(t.Context(), nil, "log", "--reverse", "--format=%an <%ae> %aI %s", fmt.Sprintf("HEAD~%d..", len(patches)))
+	require.NoError(t, err)
+	var want []string
+	for _, c := range Modules[opt.Module] {
+		want = append(want, "Åsa Builder <asa@example.com> 2026-11-02T15:04:05+00:00 "+c.Title)
+	}
+	require.Equal(t, want, strings.Split(strings.TrimSpace(log), "\n"))
+	bodies, err := repo.Git(t.Context(), nil, "log", "--format=%b")
+	require.NoError(t, err)
+	require.Equal(t, len(patches), strings.Count(bodies, "Signed-off-by: Åsa Builder <asa@example.com>"))
 }
 
 // requireTree compares the files that the series changes with the tree. There
@@ -129,7 +145,7 @@ func requireTree(t *testing.T, repo *Repository, tree *assemble.Tree) {
 		want[rel] = dt
 	}
 	for _, rel := range tree.Added {
-		want[rel], err = os.ReadFile(filepath.Join(tree.Root, rel))
+		want[rel], err = os.ReadFile(tree.Source(rel))
 		require.NoError(t, err)
 	}
 	got := strings.Fields(names)

@@ -1,6 +1,6 @@
-// Package upstream fetches releases of BuildKit as Go modules. A release is a
-// version together with the checksum of its source, so what is assembled from
-// it is the same on every machine.
+// Package upstream fetches releases of BuildKit, and of other modules that are
+// changed. A release is a version together with the checksum of its source, so
+// what is assembled from it is the same on every machine.
 package upstream
 
 import (
@@ -21,6 +21,7 @@ const Module = "github.com/moby/buildkit"
 // Source is the extracted source of a release in the module cache. It must not
 // be written to.
 type Source struct {
+	Module  string // path
 	Version string
 	Dir     string
 	Sum     string // h1: checksum, as in go.sum
@@ -69,15 +70,15 @@ func DefaultVersion(root string) (string, error) {
 	return "", errors.Errorf("%s does not require %s", path, Module)
 }
 
-// Fetch downloads a release with the go command, or finds it in the module
-// cache. An empty sum accepts any source, otherwise a different one is an
+// Fetch downloads a release of a module with the go command, or finds it in the
+// module cache. An empty sum accepts any source, otherwise a different one is an
 // error.
-func Fetch(ctx context.Context, version, sum string) (*Source, error) {
+func Fetch(ctx context.Context, module, version, sum string) (*Source, error) {
 	goCmd, err := exec.LookPath("go")
 	if err != nil {
-		return nil, errors.Wrap(err, "the go command is needed to fetch BuildKit: install Go 1.26 or add it to PATH")
+		return nil, errors.Wrapf(err, "the go command is needed to fetch %s: install Go 1.26 or add it to PATH", module)
 	}
-	cmd := exec.CommandContext(ctx, goCmd, "mod", "download", "-json", Module+"@"+version)
+	cmd := exec.CommandContext(ctx, goCmd, "mod", "download", "-json", module+"@"+version)
 	cmd.Dir = os.TempDir() // not in a module whose go.mod could replace it
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	var stdout, stderr bytes.Buffer
@@ -91,16 +92,16 @@ func Fetch(ctx context.Context, version, sum string) (*Source, error) {
 		if runErr == nil {
 			runErr = err
 		}
-		return nil, errors.Wrapf(runErr, "failed to fetch %s@%s: %s", Module, version, bytes.TrimSpace(stderr.Bytes()))
+		return nil, errors.Wrapf(runErr, "failed to fetch %s@%s: %s", module, version, bytes.TrimSpace(stderr.Bytes()))
 	}
 	if mod.Error != "" {
-		return nil, errors.Errorf("failed to fetch %s@%s: %s", Module, version, mod.Error)
+		return nil, errors.Errorf("failed to fetch %s@%s: %s", module, version, mod.Error)
 	}
 	if mod.Version != version { // the go command takes a query, too
 		return nil, errors.Errorf("%q is not a release but stands for %s: give the version in full", version, mod.Version)
 	}
 	if sum != "" && mod.Sum != sum {
-		return nil, errors.Errorf("checksum of %s@%s is %s, but seams.yaml records %s: clean the module cache, and compare the two sources before you change the record", Module, version, mod.Sum, sum)
+		return nil, errors.Errorf("checksum of %s@%s is %s, but seams.yaml records %s: clean the module cache, and compare the two sources before you change the record", module, version, mod.Sum, sum)
 	}
-	return &Source{Version: version, Dir: mod.Dir, Sum: mod.Sum}, nil
+	return &Source{Module: module, Version: version, Dir: mod.Dir, Sum: mod.Sum}, nil
 }
