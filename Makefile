@@ -3,7 +3,7 @@
 # series, engine and engine-test.
 GRAPHLOAD = go run ./cmd/graphload $(if $(UPSTREAM),--upstream $(UPSTREAM))
 
-.PHONY: tree build pristine patch seams demo test lint bench clients conformance releases series integration soak dist dist-check install uninstall docker audit fuzz engine engine-test
+.PHONY: tree build pristine buildx patch seams demo test lint bench clients conformance releases series integration soak dist dist-check install uninstall docker audit fuzz engine engine-test
 
 PREFIX ?= /usr/local
 
@@ -15,6 +15,9 @@ build:
 
 pristine:
 	$(GRAPHLOAD) build --pristine
+
+buildx:
+	$(GRAPHLOAD) buildx
 
 patch:
 	$(GRAPHLOAD) patch
@@ -45,6 +48,7 @@ releases:
 
 series:
 	$(GRAPHLOAD) patch --series --check $(if $(UPSTREAM),,--all-releases) $(ARGS)
+	$(if $(UPSTREAM),,$(GRAPHLOAD) patch --series --check --module buildx)
 
 integration:
 	$(GRAPHLOAD) integration

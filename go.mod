@@ -5,6 +5,7 @@ go 1.26.8
 ignore (
 	./bin
 	./build
+	./buildx
 	./cache
 	./client
 	./cmd/buildkitd

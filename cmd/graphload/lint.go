@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	stderrors "errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 
+	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -43,30 +45,38 @@ func lintCommand() *cli.Command {
 					return errors.Wrap(err, "failed to install golangci-lint")
 				}
 			}
-			// upstream's own files are upstream's business: report what differs
-			// from a tree without any change
-			patch := filepath.Join(t.Root, "build", t.Version+".diff")
-			dt, err := t.Patch()
+			buildx, err := writeBuildx(ctx, t.Root)
 			if err != nil {
 				return err
 			}
-			if err := os.WriteFile(patch, dt, 0o644); err != nil {
-				return errors.WithStack(err)
-			}
-			var failed error
-			for dir, args := range map[string][]string{
-				t.Dir:  slices.Concat([]string{"run", "--modules-download-mode=mod", "--new-from-patch", patch, "./client", "./frontend/gateway/..."}, treePackages),
-				t.Root: {"run", "./..."},
-			} {
-				progressf("golangci-lint in %s", dir)
-				run := exec.CommandContext(ctx, linter, args...)
-				run.Dir = dir
-				run.Stdout, run.Stderr = os.Stdout, os.Stderr
-				if err := run.Run(); err != nil {
-					failed = errors.Wrapf(err, "golangci-lint in %s", dir)
-				}
-			}
-			return failed
+			return stderrors.Join(
+				lintTree(ctx, linter, t, slices.Concat([]string{"./client", "./frontend/gateway/..."}, treePackages)),
+				lintTree(ctx, linter, buildx, buildx.Packages()),
+				lint(ctx, linter, t.Root, "./..."),
+			)
 		},
 	}
+}
+
+// lintTree checks packages of a tree with the rules of upstream. Its own files are
+// upstream's business: what is reported is what differs from a tree without any
+// change.
+func lintTree(ctx context.Context, linter string, t *assemble.Tree, pkgs []string) error {
+	patch := t.BuildDir() + ".diff"
+	dt, err := t.Patch()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(patch, dt, 0o644); err != nil {
+		return errors.WithStack(err)
+	}
+	return lint(ctx, linter, t.Dir, slices.Concat([]string{"--modules-download-mode=mod", "--new-from-patch", patch}, pkgs)...)
+}
+
+func lint(ctx context.Context, linter, dir string, args ...string) error {
+	progressf("golangci-lint in %s", dir)
+	cmd := exec.CommandContext(ctx, linter, append([]string{"run"}, args...)...)
+	cmd.Dir = dir
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	return errors.Wrapf(cmd.Run(), "golangci-lint in %s", dir)
 }

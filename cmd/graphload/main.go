@@ -43,6 +43,7 @@ func run() error {
 		Commands: []*cli.Command{
 			treeCommand(),
 			buildCommand(),
+			buildxCommand(),
 			seamsCommand(),
 			patchCommand(),
 			testCommand(),

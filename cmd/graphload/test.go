@@ -33,7 +33,7 @@ func testCommand() *cli.Command {
 		Name:  "test",
 		Usage: "run the tests of this repository and of the packages that it changes",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "tree-only", Usage: "only the packages of the assembled tree"},
+			&cli.BoolFlag{Name: "tree-only", Usage: "only the packages of the assembled trees"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			opt, err := options(cmd)
@@ -45,7 +45,10 @@ func testCommand() *cli.Command {
 				return err
 			}
 			var failed []string
-			if err := treeTests(ctx, t); err != nil {
+			if err := treeTests(ctx, t, treePackages); err != nil {
+				failed = append(failed, err.Error())
+			}
+			if err := buildxTests(ctx, opt.Root); err != nil {
 				failed = append(failed, err.Error())
 			}
 			if !cmd.Bool("tree-only") {
@@ -64,17 +67,27 @@ func testCommand() *cli.Command {
 // treeTests runs the added tests with the race detector, and then all tests of
 // the packages without it, because the scheduler of upstream has data races of
 // its own that some of upstream's tests run into.
-func treeTests(ctx context.Context, t *assemble.Tree) error {
+func treeTests(ctx context.Context, t *assemble.Tree, pkgs []string) error {
 	added, err := addedTests(t)
 	if err != nil {
 		return err
 	}
-	raceErr := goTest(ctx, t.Dir, append([]string{"-race", "-short", "-timeout", "30m", "-run", "^(" + strings.Join(added, "|") + ")$"}, treePackages...)...)
+	raceErr := goTest(ctx, t.Dir, append([]string{"-race", "-short", "-timeout", "30m", "-run", "^(" + strings.Join(added, "|") + ")$"}, pkgs...)...)
 	// benchmarks run once, so that they cannot rot
-	if err := goTest(ctx, t.Dir, append([]string{"-short", "-bench", ".", "-benchtime", "1x"}, treePackages...)...); err != nil {
+	if err := goTest(ctx, t.Dir, append([]string{"-short", "-bench", ".", "-benchtime", "1x"}, pkgs...)...); err != nil {
 		return err
 	}
 	return raceErr
+}
+
+// buildxTests does the same in the tree of buildx, whose own tests of linked targets
+// are in the package that is changed.
+func buildxTests(ctx context.Context, root string) error {
+	t, err := writeBuildx(ctx, root)
+	if err != nil {
+		return err
+	}
+	return treeTests(ctx, t, t.Packages())
 }
 
 // addedTests returns the names of the tests and fuzz targets in added files.
@@ -112,6 +125,9 @@ func repositoryTests(ctx context.Context, opt assemble.Options) error {
 		if _, err := buildBinaries(ctx, opt, false); err != nil {
 			return err
 		}
+	}
+	if err := buildBuildx(ctx, opt.Root); err != nil {
+		return err
 	}
 	if err := goTest(ctx, opt.Root, "-timeout", "40m", "./..."); err != nil {
 		return err

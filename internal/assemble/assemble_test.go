@@ -247,7 +247,7 @@ func TestPlanErrors(t *testing.T) {
 }
 
 // modules are the modules of the seam list of this repository, BuildKit first.
-var modules = []string{""}
+var modules = []string{"", "buildx"}
 
 // planRepository plans a module of this repository with its default release.
 func planRepository(t *testing.T, module string) *Tree {
@@ -285,7 +285,8 @@ func TestModules(t *testing.T) {
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	for module, limit := range map[string]struct{ lines, dropped int }{
-		"": {60, 3},
+		"":       {60, 3},
+		"buildx": {1, 0},
 	} {
 		testLimits(t, planRepository(t, module), limit.lines, limit.dropped)
 	}

@@ -133,6 +133,21 @@ becomes part of BuildKit: nothing before it needs it.`,
 // none.
 var Modules = map[string][]Commit{
 	"": Commits,
+	"buildx": {
+		{
+			Title:   "build: evaluate linked targets in any order where the daemon allows it",
+			Folders: []string{"build"},
+			Body: `Linked targets are evaluated one after another, so that the steps of a
+parent run with the parent's session. A chain takes as long as the work of all
+its targets, also of the stages that do not need the parent.
+
+A daemon with the gateway capability gateway.solve.load loads what is solved
+lazily into its build graph and does not need the order. Evaluate a target
+beside its parents there. A target whose parent fails is aborted as before, and
+parents still wait until their children have been solved before they are
+evaluated, and have completed before they end.`,
+		},
+	},
 }
 
 // Person is the author of the series, who signs it off.
