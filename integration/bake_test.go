@@ -1,33 +1,36 @@
 package integration
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/graphload/graphload/integration/testbed"
 	"github.com/stretchr/testify/require"
 )
 
-// TestBake runs the loops of the table with a buildx that orders nothing
-// itself.
+// TestBake runs the loops of the tables with a buildx that orders nothing itself, and
+// with the one that relies on the daemon.
 func TestBake(t *testing.T) {
 	requireTestbed(t)
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
-	b, err := testbed.NewBuilder(t.Context(), "v0.29.1", d)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, b.Close()) })
-
-	for _, loop := range testbed.Matrix {
-		t.Run(loop.Name, func(t *testing.T) {
-			if loop.NeedsDocker {
-				requireDocker(t)
-			}
-			p, err := testbed.NewProject(t.Context(), loop)
-			require.NoError(t, err)
-			t.Cleanup(func() { require.NoError(t, p.Close()) })
-			for range 2 {
-				require.NoError(t, p.Run(t.Context(), b))
-			}
-		})
+	for _, version := range []string{"v0.29.1", testbed.PatchedBuildx} {
+		b := newBuilderOf(t, version, d)
+		for _, loop := range slices.Concat(testbed.Matrix, testbed.Timed) {
+			t.Run(version+"/"+loop.Name, func(t *testing.T) {
+				if loop.NeedsDocker {
+					if version == testbed.PatchedBuildx {
+						t.Skip("compose brings a buildx of its own")
+					}
+					requireDocker(t)
+				}
+				p, err := testbed.NewProject(t.Context(), loop)
+				require.NoError(t, err)
+				t.Cleanup(func() { require.NoError(t, p.Close()) })
+				for range 2 {
+					require.NoError(t, p.Run(t.Context(), b))
+				}
+			})
+		}
 	}
 }
 
@@ -36,9 +39,7 @@ func TestBake(t *testing.T) {
 func TestSwitchedOff(t *testing.T) {
 	requireTestbed(t)
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=0"}})
-	b, err := testbed.NewBuilder(t.Context(), "v0.29.1", d)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	b := newBuilderOf(t, "v0.29.1", d)
 	loops, err := testbed.FindLoops([]string{"ssh"})
 	require.NoError(t, err)
 	p, err := testbed.NewProject(t.Context(), loops[0])

@@ -20,7 +20,13 @@ const buildxVersion = "v0.35.0"
 
 func newBuilder(t *testing.T, d *testbed.Daemon) *testbed.Builder {
 	t.Helper()
-	b, err := testbed.NewBuilder(t.Context(), buildxVersion, d)
+	return newBuilderOf(t, buildxVersion, d)
+}
+
+// newBuilderOf connects a version of buildx to the daemon for the test.
+func newBuilderOf(t *testing.T, version string, d *testbed.Daemon) *testbed.Builder {
+	t.Helper()
+	b, err := testbed.NewBuilder(t.Context(), version, d)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	return b

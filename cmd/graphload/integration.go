@@ -102,5 +102,5 @@ func prepareIntegration(ctx context.Context, cmd *cli.Command) error {
 			return err
 		}
 	}
-	return nil
+	return buildBuildx(ctx, opt.Root)
 }

@@ -113,6 +113,9 @@ func try(ctx context.Context, opt assemble.Options, e2e bool) *trial {
 		if _, err := buildBinaries(ctx, pristine, false); fail("build of upstream", err) {
 			return tr
 		}
+		if fail("build of buildx", buildBuildx(ctx, opt.Root)) {
+			return tr
+		}
 	}
 	added, err := addedTests(t)
 	if fail("added tests", err) {

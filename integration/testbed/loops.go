@@ -70,6 +70,21 @@ var Loops = []Loop{
 	},
 }
 
+// Timed are the bakes whose time is compared. Their steps need nothing that only one
+// of their targets has, so they pass with any buildx on any daemon.
+var Timed = []Loop{
+	{
+		Name:  "chain of five",
+		About: "each target does 1 s of work that does not need the target it is linked to",
+		file:  "times-chain",
+	},
+	{
+		Name:  "diamond of six",
+		About: "the same for one target, four that are linked to it, and one that is linked to the four",
+		file:  "times-diamond",
+	},
+}
+
 // Matrix are the bakes of the compatibility table: those of the demo and more.
 var Matrix = append(slices.Clip(Loops), []Loop{
 	{

@@ -37,15 +37,29 @@ var buildxSums = map[string]string{
 	"v0.38.2": "h1:TTn5GXRaZatKpvJ4l7xXuS/N8kTIkLFP0WvGRkbbW9U=",
 }
 
+// PatchedBuildx is the version of the buildx that graphload buildx builds.
+const PatchedBuildx = "v0.38.2+graphload"
+
 // BuildxVersions are the releases of buildx that can be used, oldest first.
 func BuildxVersions() []string {
 	return slices.SortedFunc(maps.Keys(buildxSums), semver.Compare)
 }
 
-// Buildx returns the path of an unmodified buildx of the given version. It is
-// built when it is used for the first time, and kept in the cache folder of the
-// user.
+// Buildx returns the path of an unmodified buildx of the given version, or of
+// PatchedBuildx in bin of the repository. One that is unmodified is built when it is
+// used for the first time, and kept in the cache folder of the user.
 func Buildx(ctx context.Context, version string) (string, error) {
+	if version == PatchedBuildx {
+		root, err := upstream.Root()
+		if err != nil {
+			return "", err
+		}
+		path := filepath.Join(root, "bin", "buildx")
+		if _, err := os.Stat(path); err != nil {
+			return "", errors.Errorf("%s is missing: run go run ./cmd/graphload buildx", path)
+		}
+		return path, nil
+	}
 	const module = "github.com/docker/buildx"
 	sum, ok := buildxSums[version]
 	if !ok {
