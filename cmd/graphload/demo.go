@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	stderrors "errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,10 +20,11 @@ import (
 func demoCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "demo",
-		Usage: "bake chained targets with unmodified buildx on upstream's daemon and on this one",
+		Usage: "bake chained targets with buildx on upstream's daemon and on this one: what passes, and how long it takes",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each loop with each buildx on each daemon"},
-			&cli.StringSliceFlag{Name: "buildx", Value: []string{"v0.29.1", "v0.35.0"}, Usage: "versions of buildx"},
+			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each loop with each buildx on each daemon, 0 for no such table"},
+			&cli.IntFlag{Name: "rounds", Value: 5, Usage: "runs for the wall times of a chain and a diamond, 0 for no such table"},
+			&cli.StringSliceFlag{Name: "buildx", Value: []string{"v0.29.1", "v0.35.0"}, Usage: "versions of buildx for the loops"},
 			&cli.StringSliceFlag{Name: "loop", Usage: "loops to run, by name (default: secret, chain, ssh)"},
 			&cli.StringFlag{Name: "only", Usage: "one daemon only: upstream or graphload"},
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
@@ -55,19 +57,61 @@ func demoCommand() *cli.Command {
 					return err
 				}
 			}
-			d := &demo{runs: cmd.Int("runs"), loops: loops, versions: cmd.StringSlice("buildx"), flavors: flavors, cells: map[cell]*figures{}}
-			if err := d.run(ctx); err != nil {
-				return err
+			runs, rounds := cmd.Int("runs"), cmd.Int("rounds")
+			if rounds > 0 && !cmd.Bool("no-build") {
+				if err := buildBuildx(ctx, opt.Root); err != nil {
+					return err
+				}
 			}
-			return d.report()
+			var failed error
+			if runs > 0 {
+				d := &demo{runs: runs, loops: loops, versions: cmd.StringSlice("buildx"), columns: flavorColumns(flavors)}
+				if err := d.run(ctx); err != nil {
+					return err
+				}
+				failed = d.report()
+			}
+			if rounds > 0 {
+				columns := slices.DeleteFunc(slices.Clone(timeColumns), func(c column) bool { return !slices.Contains(flavors, c.daemon.Flavor) })
+				d := &demo{runs: rounds, loops: testbed.Timed, versions: timedBuildx, columns: columns}
+				if err := d.run(ctx); err != nil {
+					return err
+				}
+				failed = stderrors.Join(failed, d.reportTimes())
+			}
+			return failed
 		},
 	}
 }
 
+// timedBuildx are the buildx whose times are compared: a release that evaluates linked
+// targets at once, one that orders them, and the same patched.
+var timedBuildx = []string{"v0.35.0", "v0.38.2", testbed.PatchedBuildx}
+
+// timeColumns are the daemons on which times are compared.
+var timeColumns = []column{
+	{"upstream", testbed.DaemonOptions{Flavor: testbed.Upstream}},
+	{"default", testbed.DaemonOptions{Flavor: testbed.Graphload}},
+	{"ahead", testbed.DaemonOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=ahead"}}},
+}
+
+// column is a daemon of the table.
+type column struct {
+	name   string
+	daemon testbed.DaemonOptions
+}
+
+// flavorColumns are daemons with their defaults.
+func flavorColumns(flavors []testbed.Flavor) (columns []column) {
+	for _, flavor := range flavors {
+		columns = append(columns, column{string(flavor), testbed.DaemonOptions{Flavor: flavor}})
+	}
+	return columns
+}
+
 // cell is one field of the table.
 type cell struct {
-	loop, buildx string
-	flavor       testbed.Flavor
+	loop, buildx, column string
 }
 
 type figures struct {
@@ -80,24 +124,25 @@ type demo struct {
 	runs     int
 	loops    []testbed.Loop
 	versions []string
-	flavors  []testbed.Flavor
-	cells    map[cell]*figures
+	columns  []column
+	cells    map[cell]*figures        // filled by run
 	done     func(testbed.Loop) error // called after each loop, if set
 	together bool                     // instead of in turns
 }
 
-// run fills the table. Both daemons take turns unless they run together, so that
-// whatever else the machine does meets both.
+// run fills the table. The daemons take turns unless they run together, so that
+// whatever else the machine does meets all of them.
 func (d *demo) run(ctx context.Context) (retErr error) {
-	daemons := map[testbed.Flavor]*testbed.Daemon{}
-	for _, flavor := range d.flavors {
-		progressf("starting the %s daemon", flavor)
-		daemon, err := testbed.StartDaemon(ctx, testbed.DaemonOptions{Flavor: flavor})
+	d.cells = map[cell]*figures{}
+	daemons := map[string]*testbed.Daemon{}
+	for _, c := range d.columns {
+		progressf("starting the %s daemon", c.name)
+		daemon, err := testbed.StartDaemon(ctx, c.daemon)
 		if err != nil {
 			return err
 		}
 		defer closeLast(daemon, &retErr)
-		daemons[flavor] = daemon
+		daemons[c.name] = daemon
 	}
 	for _, version := range d.versions {
 		progressf("building buildx %s, if it is not there", version)
@@ -113,7 +158,7 @@ func (d *demo) run(ctx context.Context) (retErr error) {
 	return nil
 }
 
-func (d *demo) runProject(ctx context.Context, loop testbed.Loop, daemons map[testbed.Flavor]*testbed.Daemon) (retErr error) {
+func (d *demo) runProject(ctx context.Context, loop testbed.Loop, daemons map[string]*testbed.Daemon) (retErr error) {
 	progressf("starting what %s needs", loop.Name)
 	p, err := testbed.NewProject(ctx, loop)
 	if err != nil {
@@ -134,21 +179,21 @@ func (d *demo) runProject(ctx context.Context, loop testbed.Loop, daemons map[te
 	return nil
 }
 
-func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, daemons map[testbed.Flavor]*testbed.Daemon) (retErr error) {
-	builders := map[testbed.Flavor]*testbed.Builder{}
-	for _, flavor := range d.flavors {
-		b, err := testbed.NewBuilder(ctx, version, daemons[flavor])
+func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, daemons map[string]*testbed.Daemon) (retErr error) {
+	builders := map[string]*testbed.Builder{}
+	for _, c := range d.columns {
+		b, err := testbed.NewBuilder(ctx, version, daemons[c.name])
 		if err != nil {
 			return err
 		}
 		defer closeLast(b, &retErr)
-		builders[flavor] = b
-		d.cells[cell{p.Name, version, flavor}] = &figures{}
+		builders[c.name] = b
+		d.cells[cell{p.Name, version, c.name}] = &figures{}
 	}
-	once := func(flavor testbed.Flavor) {
-		f := d.cells[cell{p.Name, version, flavor}]
+	once := func(column string) {
+		f := d.cells[cell{p.Name, version, column}]
 		start := time.Now()
-		if err := p.Run(ctx, builders[flavor]); err != nil {
+		if err := p.Run(ctx, builders[column]); err != nil {
 			f.lastErr = err
 			return
 		}
@@ -157,11 +202,11 @@ func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, 
 	}
 	for i := range d.runs {
 		var wg sync.WaitGroup
-		for _, flavor := range d.flavors {
+		for _, c := range d.columns {
 			if d.together {
-				wg.Go(func() { once(flavor) })
+				wg.Go(func() { once(c.name) })
 			} else {
-				once(flavor)
+				once(c.name)
 			}
 		}
 		wg.Wait()
@@ -169,8 +214,8 @@ func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, 
 			return errors.WithStack(context.Cause(ctx))
 		}
 		var line []string
-		for _, flavor := range d.flavors {
-			line = append(line, fmt.Sprintf("%s %d/%d", flavor, d.cells[cell{p.Name, version, flavor}].passed, i+1))
+		for _, c := range d.columns {
+			line = append(line, fmt.Sprintf("%s %d/%d", c.name, d.cells[cell{p.Name, version, c.name}].passed, i+1))
 		}
 		progressf("%s, buildx %s, run %d of %d: %s", p.Name, version, i+1, d.runs, strings.Join(line, ", "))
 	}
@@ -190,8 +235,8 @@ func closeLast(c io.Closer, err *error) {
 func (d *demo) report() error {
 	tw := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
 	fmt.Fprint(tw, "LOOP\tBUILDX")
-	for _, flavor := range d.flavors {
-		fmt.Fprintf(tw, "\t%s\tMEDIAN", strings.ToUpper(string(flavor)))
+	for _, c := range d.columns {
+		fmt.Fprintf(tw, "\t%s\tMEDIAN", strings.ToUpper(c.name))
 	}
 	fmt.Fprintln(tw)
 	var failed error
@@ -201,11 +246,43 @@ func (d *demo) report() error {
 				continue
 			}
 			fmt.Fprintf(tw, "%s\t%s", loop.Name, version)
-			for _, flavor := range d.flavors {
-				f := d.cells[cell{loop.Name, version, flavor}]
+			for _, c := range d.columns {
+				f := d.cells[cell{loop.Name, version, c.name}]
 				fmt.Fprintf(tw, "\t%d/%d\t%s", f.passed, d.runs, median(f.times))
-				if flavor == testbed.Graphload && f.passed < d.runs {
+				if c.daemon.Flavor == testbed.Graphload && f.passed < d.runs {
 					failed = errors.Wrapf(f.lastErr, "%s with buildx %s passed %d of %d", loop.Name, version, f.passed, d.runs)
+				}
+			}
+			fmt.Fprintln(tw)
+		}
+	}
+	fmt.Fprintln(tw)
+	for _, loop := range d.loops {
+		fmt.Fprintf(tw, "%s\t%s\n", loop.Name, loop.About)
+	}
+	if err := tw.Flush(); err != nil {
+		return errors.WithStack(err)
+	}
+	return failed
+}
+
+// reportTimes prints the median times only. All bakes must have passed.
+func (d *demo) reportTimes() error {
+	tw := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
+	fmt.Fprint(tw, "\nTARGETS\tBUILDX")
+	for _, c := range d.columns {
+		fmt.Fprintf(tw, "\t%s", strings.ToUpper(c.name))
+	}
+	fmt.Fprintln(tw)
+	var failed error
+	for _, loop := range d.loops {
+		for _, version := range d.versions {
+			fmt.Fprintf(tw, "%s\t%s", loop.Name, version)
+			for _, c := range d.columns {
+				f := d.cells[cell{loop.Name, version, c.name}]
+				fmt.Fprintf(tw, "\t%s", median(f.times))
+				if f.passed < d.runs {
+					failed = errors.Wrapf(f.lastErr, "%s with buildx %s on the %s daemon passed %d of %d", loop.Name, version, c.name, f.passed, d.runs)
 				}
 			}
 			fmt.Fprintln(tw)

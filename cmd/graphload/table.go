@@ -85,15 +85,15 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 	}
 	complete := t.complete // as it was, if only some loops are run
 	t.complete = false
-	d := &demo{runs: t.runs, loops: loops, versions: t.versions, flavors: testbed.Flavors, cells: map[cell]*figures{}, together: true}
+	d := &demo{runs: t.runs, loops: loops, versions: t.versions, columns: flavorColumns(testbed.Flavors), together: true}
 	d.done = func(loop testbed.Loop) error {
 		for _, v := range t.versions {
 			if !loop.RunsWith(v) {
 				continue
 			}
 			row := tableRow{Scenario: loop.About, Client: "buildx " + v, Runs: t.runs, Passed: map[testbed.Flavor]int{}}
-			for _, flavor := range d.flavors {
-				row.Passed[flavor] = d.cells[cell{loop.Name, v, flavor}].passed
+			for _, flavor := range testbed.Flavors {
+				row.Passed[flavor] = d.cells[cell{loop.Name, v, string(flavor)}].passed
 			}
 			t.set(row)
 		}
