@@ -296,6 +296,7 @@ func (r *graphReader) readState(s *state) *GraphStep {
 		step.Jobs = append(step.Jobs, j.id)
 		r.sessions[j.id] = j.SessionID
 	}
+	step.Jobs = slices.Compact(step.Jobs) // one can build it ahead of its client, who then joins
 	r.edges = append(r.edges, graphEdges{step, slices.Collect(maps.Values(s.edges))})
 	return step
 }

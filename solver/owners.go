@@ -45,6 +45,8 @@ type jobOwner struct {
 	// the session is not known to be connected.
 	session atomic.Pointer[context.Context]
 
+	ahead jobAhead
+
 	mu        sync.RWMutex // protects the rest
 	vertices  map[digest.Digest]ownedVertex
 	discarded bool
@@ -62,6 +64,8 @@ type ownedVertex struct {
 type chains struct {
 	seq     atomic.Uint64
 	lookups lookupCounts
+	ahead   atomic.Bool // something has run ahead
+	slots   sync.Mutex  // held by the op that takes a slot ahead, so that no two count on the same one
 
 	mu      sync.RWMutex
 	results map[string][]*Job // by the encoded op of the result
@@ -159,16 +163,20 @@ func (j *Job) IsResult(op []byte) bool {
 }
 
 // ChainOn chains the job on all others whose client has received the result
-// with the given op. The relation ends with either job.
-func (j *Job) ChainOn(op []byte) {
+// with the given op, and returns them. The relation ends with either job.
+func (j *Job) ChainOn(op []byte) (bases []*Job) {
 	c := &j.list.chains
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if j.Err() != nil {
-		return
+		return nil
 	}
 	for _, base := range c.results[string(op)] {
-		if _, ok := base.owner.chained[j]; ok || base == j {
+		if base == j {
+			continue
+		}
+		bases = append(bases, base)
+		if _, ok := base.owner.chained[j]; ok {
 			continue
 		}
 		if base.owner.chained == nil {
@@ -178,11 +186,15 @@ func (j *Job) ChainOn(op []byte) {
 		j.owner.setBases(append(slices.Clone(j.bases()), base))
 		logChained(j, base, op)
 	}
+	return bases
 }
 
 // bases returns the jobs that j is chained on, in the order in which they were
 // found.
 func (j *Job) bases() []*Job {
+	if of := j.owner.ahead.of; of != nil {
+		j = of
+	}
 	if p := j.owner.bases.Load(); p != nil {
 		return *p
 	}
@@ -258,6 +270,7 @@ func (c *chains) remove(j *Job) {
 	}
 	o.results, o.chained = nil, nil
 	o.bases.Store(nil)
+	j.endAhead()
 }
 
 // mergedVertex is the vertex of a state together with those whose edges were
@@ -273,6 +286,9 @@ type mergedVertex struct {
 // are as many as the graph is deep.
 // called with the lock of s
 func (s *state) addMerged(src *state, j *Job, ancestor bool) {
+	if j.owner.ahead.of != nil {
+		j.takeOver(s)
+	}
 	if ancestor && !j.HasBases() || !graphload.Enabled() {
 		return
 	}

@@ -88,6 +88,8 @@ func requireEmpty(t *testing.T, s *Solver) {
 		require.Nil(t, j.owner.vertices, "vertices of %s are left", j.id)
 		require.Empty(t, j.owner.chained, "jobs are chained on %s", j.id)
 		require.False(t, j.HasBases(), "%s is chained", j.id)
+		require.Empty(t, j.owner.ahead.results, "results of %s are left", j.id)
+		require.Empty(t, j.owner.ahead.chained, "results are chained on %s", j.id)
 	}
 	s.index.mu.Lock()
 	defer s.index.mu.Unlock()

@@ -398,7 +398,12 @@ func (e *editor) insertAfter(d ast.Decl) (token.Pos, error) {
 		return token.NoPos, errors.Errorf("statement %q at %s has %q behind it on its line", e.seam.InsertAfter, e.pos(stmt.Pos()), rest)
 	}
 	at += len(rest) // after a comment at the end of the line
-	e.replace(at, at, "\n"+e.indent(stmt.Pos())+e.seam.With)
+	with := []byte(e.seam.With)
+	if formatted, err := format.Source(with); err == nil { // YAML is indented by spaces
+		with = formatted
+	}
+	nl := "\n" + e.indent(stmt.Pos())
+	e.replace(at, at, nl+strings.ReplaceAll(string(bytes.TrimSpace(with)), "\n", nl))
 	return stmt.Pos(), nil
 }
 

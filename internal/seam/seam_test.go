@@ -133,6 +133,11 @@ func TestApply(t *testing.T) {
 			from: "t.a == 2 {", to: "t.a == 2 || t.a == 3 {", line: 26,
 		},
 		{
+			name: "insert a block",
+			seam: Seam{In: "New", InsertAfter: "for i := range 3 {", With: "if t.a > 1 {\n  return nil\n}\n"},
+			from: "\t} // done\n", to: "\t} // done\n\tif t.a > 1 {\n\t\treturn nil\n\t}\n", line: 20,
+		},
+		{
 			name: "insert after a block with a comment behind it",
 			seam: Seam{In: "New", InsertAfter: "for i := range 3 {", With: "t.check()"},
 			from: "\t} // done\n", to: "\t} // done\n\tt.check()\n", line: 20,

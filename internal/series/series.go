@@ -35,7 +35,8 @@ var Commits = []Commit{
 knows nothing about. The next commits load it into the build graph.
 
 BUILDKIT_GRAPHLOAD=0 in the environment of the daemon keeps the old
-behavior.`,
+behavior, and BUILDKIT_GRAPHLOAD=ahead evaluates what is chained before its
+client asks for it.`,
 	},
 	{
 		Title:   "session: let lent sessions not hide those of the build",
@@ -63,7 +64,11 @@ Owners keep no state and no result. A job that is not chained is built as
 before.
 
 Ask the sessions of a vertex in one order: bases by registration, jobs by
-start, parents. It was the order of a map.`,
+start, parents. It was the order of a map.
+
+Job.EvaluateAhead builds a result as soon as a base of it evaluates. A second
+job does it, which leaves the vertices when the client has joined, or has
+given the result up. Its ops leave a slot of max-parallelism free.`,
 	},
 	{
 		Title:   "solver/mounts: ask all sessions for an optional SSH agent",
@@ -85,7 +90,11 @@ once per ref; cache mounts are pruned and cache imports started when the
 definition is built, as before. A build is chained on the builds whose
 results are part of what its client passes in.
 
-Refs of a Solve with Evaluate are evaluated concurrently.`,
+Refs of a Solve with Evaluate are evaluated concurrently.
+
+With BUILDKIT_GRAPHLOAD=ahead, refs that are chained on a build are evaluated
+when that build evaluates. It is off by default, as without it nothing runs
+that no client asks for.`,
 	},
 	{
 		Title:   "buildkitd: show the build graph at the debug address",

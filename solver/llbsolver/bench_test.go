@@ -37,6 +37,7 @@ type bench struct {
 	sessions map[string][][]string // by the name of the vertex
 	lookup   func(name string, it session.Iterator)
 	fail     func(name string) error
+	run      func(ctx context.Context, name string) error
 	pruned   []map[string]bool
 	parsed   atomic.Int64 // sources that a policy was evaluated for
 	imports  atomic.Int64
@@ -118,7 +119,7 @@ func (op *benchOp) CacheMap(context.Context, solver.JobContext, int) (*solver.Ca
 	return cm, true, nil
 }
 
-func (op *benchOp) Exec(_ context.Context, jobCtx solver.JobContext, _ []solver.Result) ([]solver.Result, error) {
+func (op *benchOp) Exec(ctx context.Context, jobCtx solver.JobContext, _ []solver.Result) ([]solver.Result, error) {
 	op.mu.Lock()
 	op.sessions[op.v.Name()] = append(op.sessions[op.v.Name()], session.AllSessionIDs(jobCtx.Session()))
 	op.mu.Unlock()
@@ -127,6 +128,11 @@ func (op *benchOp) Exec(_ context.Context, jobCtx solver.JobContext, _ []solver.
 	}
 	if op.fail != nil {
 		if err := op.fail(op.v.Name()); err != nil {
+			return nil, err
+		}
+	}
+	if op.run != nil {
+		if err := op.run(ctx, op.v.Name()); err != nil {
 			return nil, err
 		}
 	}

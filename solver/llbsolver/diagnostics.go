@@ -24,16 +24,21 @@ func DebugGraph() *solver.Graph {
 	return s.Graph()
 }
 
-// observe lets operators see which builds lend their session, and what for.
-func (s *Solver) observe(mp metric.MeterProvider) {
-	logLazySolves()
+// observe lets operators see which behavior the daemon has, which builds lend their
+// session, and what for. It fails if the daemon is told to have one that there is
+// not.
+func (s *Solver) observe(mp metric.MeterProvider) error {
+	if err := logLazySolves(); err != nil {
+		return err
+	}
 	solverForDebug.Store(s.solver)
 	if mp == nil {
-		return
+		return nil
 	}
 	if err := registerChainMetrics(mp, s.solver); err != nil {
 		bklog.L.WithError(err).Error("failed to register metrics of chained builds")
 	}
+	return nil
 }
 
 // registerChainMetrics exports the statistics of chained builds. All but the

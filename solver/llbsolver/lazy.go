@@ -34,6 +34,8 @@ type lazyDefinition struct {
 	done bool
 	def  *loadedDefinition
 	err  error
+
+	ahead *solver.Ahead // set by Solve as well, if the client has the ref
 }
 
 // job returns the job that the bridge solves for. Nested builds have none: what
@@ -54,8 +56,9 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 		return b.solve(ctx, req, sid)
 	}
 	client := b.req == nil && b.rootReq != nil // those of SBOM scanners have neither
+	var bases []*solver.Job
 	if client {
-		chainOnBases(j, req)
+		bases = chainOnBases(j, req)
 	}
 	res, err := b.solve(ctx, req, sid)
 	if err != nil || res == nil {
@@ -64,7 +67,7 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 	if client {
 		b.noteSession(ctx, j, sid)
 	}
-	return res, res.EachRef(func(ref solver.ResultProxy) error {
+	if err := res.EachRef(func(ref solver.ResultProxy) error {
 		if ref == nil {
 			return nil
 		}
@@ -75,7 +78,10 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 			j.AddResult(op)
 		}
 		return nil
-	})
+	}); err != nil || !client || !graphload.Ahead() {
+		return res, err
+	}
+	return b.evaluateAhead(ctx, j, req, bases, res)
 }
 
 // noteSession tells the job about its session, if that is connected.
@@ -89,27 +95,29 @@ func (b *llbBridge) noteSession(ctx context.Context, j *solver.Job, sid string) 
 }
 
 // chainOnBases chains j on the jobs that returned a result which is part of what
-// req takes up: any op of an input, or an ancestor of the result of a definition.
-// The result itself is none: who solves it again does not need the other build.
-func chainOnBases(j *solver.Job, req frontend.SolveRequest) {
+// req takes up, and returns them: any op of an input, or an ancestor of the result of
+// a definition. The result itself is none: who solves it again does not need the
+// other build.
+func chainOnBases(j *solver.Job, req frontend.SolveRequest) (bases []*solver.Job) {
 	for _, def := range req.FrontendInputs {
 		for _, op := range def.GetDef() {
-			j.ChainOn(op)
+			bases = append(bases, j.ChainOn(op)...)
 		}
 	}
 	if result := resultOp(req.Definition); result != nil {
-		var bases [][]byte
+		var results [][]byte
 		for _, op := range req.Definition.Def {
 			if j.IsResult(op) {
-				bases = append(bases, op)
+				results = append(results, op)
 			}
 		}
-		for _, op := range bases {
+		for _, op := range results {
 			if isAncestor(req.Definition, op, result) {
-				j.ChainOn(op)
+				bases = append(bases, j.ChainOn(op)...)
 			}
 		}
 	}
+	return bases
 }
 
 // resultOp returns the encoded op that a definition results in, or nil.
@@ -176,7 +184,7 @@ func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 	if err == nil && j.HasBases() {
 		lendCaches(j, def.edge.Vertex, map[solver.Vertex]struct{}{})
 	}
-	*ld = lazyDefinition{done: true, def: def, err: err}
+	ld.done, ld.def, ld.err = true, def, err
 	return def, err
 }
 
@@ -202,6 +210,9 @@ func (rp *resultProxy) evaluate(ctx context.Context) (solver.CachedResultWithPro
 	if err != nil {
 		return nil, err
 	}
+	if err := rp.lazy.ahead.Err(); err != nil {
+		return nil, err
+	}
 	return rp.b.build(ctx, def)
 }
 
@@ -210,11 +221,7 @@ func (b *llbBridge) build(ctx context.Context, def *loadedDefinition) (solver.Ca
 	if j, ok := b.job(); ok && j.Err() != nil {
 		return nil, j.Err()
 	}
-	for _, cm := range def.caches {
-		if dcm, ok := cm.(*deferredCacheManager); ok {
-			dcm.start()
-		}
-	}
+	def.startCaches()
 	if len(def.prune) > 0 {
 		if err := b.eachWorker(func(w worker.Worker) error {
 			return w.PruneCacheMounts(ctx, def.prune)
@@ -223,6 +230,14 @@ func (b *llbBridge) build(ctx context.Context, def *loadedDefinition) (solver.Ca
 		}
 	}
 	return b.builder.Build(ctx, def.edge)
+}
+
+func (def *loadedDefinition) startCaches() {
+	for _, cm := range def.caches {
+		if dcm, ok := cm.(*deferredCacheManager); ok {
+			dcm.start()
+		}
+	}
 }
 
 // evaluateRefs evaluates all refs of a forced solve concurrently, those of

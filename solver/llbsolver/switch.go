@@ -5,11 +5,19 @@ import (
 	"github.com/moby/buildkit/util/graphload"
 )
 
-// logLazySolves says at start which of the two behaviours the daemon has.
-func logLazySolves() {
-	if graphload.Enabled() {
-		bklog.L.Infof("lazy solves are loaded into the build graph, %s=0 switches it off", graphload.EnvVar)
-		return
+// logLazySolves says at start which behavior the daemon has, or returns why it has
+// none.
+func logLazySolves() error {
+	if err := graphload.Validate(); err != nil {
+		return err
 	}
-	bklog.L.Warnf("lazy solves are not loaded into the build graph: %s=0", graphload.EnvVar)
+	switch {
+	case graphload.Ahead():
+		bklog.L.Infof("lazy solves are loaded into the build graph, and chained results are evaluated ahead of their client: %s=ahead", graphload.EnvVar)
+	case graphload.Enabled():
+		bklog.L.Infof("lazy solves are loaded into the build graph, %s=0 switches it off", graphload.EnvVar)
+	default:
+		bklog.L.Warnf("lazy solves are not loaded into the build graph: %s=0", graphload.EnvVar)
+	}
+	return nil
 }

@@ -1,0 +1,473 @@
+package solver
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/bklog"
+	digest "github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+)
+
+// A client that holds back the evaluation of a result until that of its base is
+// done costs time and gains nothing: the result is loaded, and the base lends its
+// session. So the result can be evaluated ahead of its client, from when the first
+// base of it evaluates until the client has evaluated it, or until no base
+// evaluates any more or one has failed.
+//
+// What runs ahead is built by a second job, which has the session, the values and
+// the progress of the first. When the client evaluates the result, the first job
+// joins the vertices that the second one builds, and the second leaves them. When
+// the client never does, or the base fails, the second one leaves and nothing is
+// left of what it did: the client evaluates as if it had never been. A failure is
+// no exception. No state keeps it; it waits for the client in the Ahead.
+//
+// Lock order: nothing here is called with a lock of the solver but chains.mu, which
+// protects the relation of jobs and results. Those are as many as are chained on
+// each other.
+
+// jobAhead is the part of a job that results are evaluated ahead for, or that are
+// evaluated ahead of its client. It is protected by chains.mu.
+type jobAhead struct {
+	// of is the job that this one builds ahead for, and nil for that of a client.
+	// It is set when the job is created.
+	of *Job
+	// takenOver are the states that took over edges of vertices that a job with of
+	// builds. Merges add to them, with Solver.mu read-locked and jobOwner.mu.
+	takenOver []*state
+
+	evaluated bool                // the client evaluates one of its results, or has
+	failed    bool                // that failed, or was canceled
+	results   map[*Ahead]struct{} // of this job, that are not given up
+	chained   map[*Ahead]struct{} // results of other jobs that contain one of this job's
+}
+
+type aheadPhase int
+
+const (
+	aheadWaiting aheadPhase = iota // for a base to evaluate
+	aheadRunning                   // until it is joined or stopped, with its result when that is there
+	aheadFailed                    // the error waits for the client
+	aheadOver                      // never starts again
+)
+
+// Ahead is a result of a job that can be evaluated ahead of the client.
+type Ahead struct {
+	job   *Job
+	edge  Edge
+	ready func(context.Context) error
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	// protected by chains.mu
+	phase      aheadPhase
+	bases      []*Job // those that are active
+	baseFailed bool
+	err        error
+	done       chan struct{} // closed when nothing of it is left, nil if it has not started
+}
+
+// AheadOpt describes a result.
+type AheadOpt struct {
+	Edge  Edge
+	Bases []*Job                      // jobs of which the result contains another
+	Ready func(context.Context) error // called before the edge is built
+}
+
+// EvaluateAhead returns the result for the client of the job, who evaluates it
+// with Ahead.Evaluate and gives it up with Ahead.Release. It is evaluated ahead if
+// and while one of the bases evaluates. Without bases, it is not.
+func (j *Job) EvaluateAhead(ctx context.Context, opt AheadOpt) *Ahead {
+	a := &Ahead{job: j, edge: opt.Edge, ready: opt.Ready}
+	a.ctx, a.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+
+	c := &j.list.chains
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if j.Err() != nil {
+		a.stop()
+		return a
+	}
+	for _, base := range opt.Bases {
+		if base.Err() != nil || slices.Contains(a.bases, base) {
+			continue
+		}
+		a.bases = append(a.bases, base)
+		add(&base.owner.ahead.chained, a)
+		// vertices that jobs of different versions build together fail
+		a.baseFailed = a.baseFailed || base.owner.ahead.failed || !sameCompatibilityVersion(j, base)
+	}
+	add(&j.owner.ahead.results, a)
+	a.update()
+	return a
+}
+
+func add[K comparable](m *map[K]struct{}, k K) {
+	if *m == nil {
+		*m = map[K]struct{}{}
+	}
+	(*m)[k] = struct{}{}
+}
+
+func sameCompatibilityVersion(j, other *Job) bool {
+	v1, err1 := j.CompatibilityVersion()
+	v2, err2 := other.CompatibilityVersion()
+	return v1 == v2 && err1 == nil && err2 == nil
+}
+
+// Evaluated tells the job that its client has evaluated a result, or has tried to:
+// results that are chained on the job start, or stop.
+func (j *Job) Evaluated(err error) {
+	c := &j.list.chains
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := &j.owner.ahead
+	o.evaluated = true
+	if err != nil {
+		o.failed = true
+		for a := range o.chained {
+			a.baseFailed = true
+		}
+	}
+	j.updateChained()
+}
+
+// evaluates reports if results that are chained on the job can run.
+// called with chains.mu
+func (j *Job) evaluates() bool {
+	o := &j.owner.ahead
+	if o.evaluated {
+		return true
+	}
+	for a := range o.results {
+		if a.phase == aheadRunning {
+			return true
+		}
+	}
+	return false
+}
+
+// updateChained starts or stops what is chained on the job, after it has begun or
+// ceased to evaluate.
+// called with chains.mu
+func (j *Job) updateChained() {
+	for a := range j.owner.ahead.chained {
+		a.update()
+	}
+}
+
+// called with chains.mu
+func (a *Ahead) update() {
+	due := !a.baseFailed && slices.ContainsFunc(a.bases, (*Job).evaluates)
+	switch {
+	case due && a.phase == aheadWaiting:
+		a.phase, a.done = aheadRunning, make(chan struct{})
+		a.job.list.chains.ahead.Store(true)
+		go a.run()
+	case !due && (a.phase == aheadRunning || a.phase == aheadFailed):
+		a.stop()
+	default:
+		return
+	}
+	a.job.updateChained()
+}
+
+// stop cancels what runs ahead. Who needs to know when nothing of it is left waits
+// for a.done.
+// called with chains.mu
+func (a *Ahead) stop() {
+	a.phase, a.err = aheadOver, nil
+	a.cancel(errors.WithStack(context.Canceled))
+}
+
+// run evaluates the result and keeps it until it is stopped.
+func (a *Ahead) run() {
+	defer close(a.done)
+	bklog.G(a.ctx).WithField("job", a.job.id).WithField("vertex", a.edge.Vertex.Digest()).Debug("evaluating ahead of the client")
+	j := newAheadJob(a.job)
+	defer j.leave(a.edge.Vertex)
+	res, err := a.build(j)
+	if err != nil {
+		a.fail(err)
+		return
+	}
+	<-a.ctx.Done()
+	res.Release(context.WithoutCancel(a.ctx))
+}
+
+func (a *Ahead) build(j *Job) (CachedResult, error) {
+	if err := a.ready(a.ctx); err != nil {
+		return nil, err
+	}
+	return j.Build(a.ctx, a.edge)
+}
+
+// fail keeps the error for the client. What was canceled, here or by another build
+// that had a step in common, is evaluated anew.
+func (a *Ahead) fail(err error) {
+	c := &a.job.list.chains
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a.phase != aheadRunning {
+		return
+	}
+	if errdefs.IsCanceled(a.ctx, err) {
+		a.stop()
+	} else {
+		a.phase, a.err = aheadFailed, err
+	}
+	a.job.updateChained()
+}
+
+// Err returns the error that the evaluation ahead has ended with, if that is the
+// one that an evaluation by the client would end with.
+func (a *Ahead) Err() error {
+	if a == nil {
+		return nil
+	}
+	c := &a.job.list.chains
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return a.err
+}
+
+// Evaluate calls f, with which the client evaluates the result. That joins what
+// runs ahead, which has no say from then on: if the client cancels f, it is
+// canceled.
+func (a *Ahead) Evaluate(f func() error) error {
+	c := &a.job.list.chains
+	c.mu.Lock()
+	if a.phase == aheadWaiting {
+		a.stop()
+	}
+	over, done := a.phase == aheadOver, a.done
+	c.mu.Unlock()
+	if over && done != nil {
+		<-done // f does not meet what has been canceled
+	}
+	a.job.Evaluated(nil)
+	err := f()
+	if err != nil {
+		a.job.Evaluated(err)
+	}
+	a.giveUp()
+	return err
+}
+
+// Release gives the result up, and waits until nothing runs ahead for it. The other
+// results of the job are given up with it, at the end of the build: none of them
+// needs to run until its turn comes.
+func (a *Ahead) Release() {
+	c := &a.job.list.chains
+	c.mu.Lock()
+	for other := range a.job.owner.ahead.results {
+		other.stop()
+	}
+	c.mu.Unlock()
+	a.giveUp()
+}
+
+func (a *Ahead) giveUp() {
+	c := &a.job.list.chains
+	c.mu.Lock()
+	a.stop()
+	a.unchain()
+	delete(a.job.owner.ahead.results, a)
+	a.job.updateChained()
+	done := a.done
+	c.mu.Unlock()
+	if done != nil {
+		<-done
+	}
+}
+
+// called with chains.mu
+func (a *Ahead) unchain() {
+	for _, base := range a.bases {
+		delete(base.owner.ahead.chained, a)
+	}
+	a.bases = nil
+}
+
+// endAhead ends what runs ahead for the job and because of it, without waiting.
+// called with chains.mu
+func (j *Job) endAhead() {
+	o := &j.owner.ahead
+	for a := range o.results {
+		a.stop()
+		a.unchain()
+	}
+	chained := o.chained
+	o.evaluated, o.results, o.chained = false, nil, nil
+	for a := range chained {
+		a.bases = slices.DeleteFunc(a.bases, func(base *Job) bool { return base == j })
+		a.update()
+	}
+}
+
+// newAheadJob returns a job that builds ahead for j. The solver does not list it:
+// its vertices are part of j's progress.
+func newAheadJob(j *Job) *Job {
+	ahead := &Job{
+		list:          j.list,
+		pw:            j.pw,
+		id:            j.id,
+		startedTime:   j.startedTime,
+		resolverCache: j.resolverCache.clone(),
+		SessionID:     j.SessionID,
+		uniqueID:      j.uniqueID,
+	}
+	j.values.Range(func(k string, v any) bool {
+		ahead.values.Store(k, v)
+		return true
+	})
+	ahead.owner.ahead.of = j
+	return ahead
+}
+
+// clone returns a cache with the same values. A vertex that is built by the jobs of
+// both locks both.
+func (r *resolverCache) clone() *resolverCache {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := newResolverCache()
+	for k, e := range r.locks {
+		if len(e.values) > 0 {
+			c.locks[k] = &entry{values: slices.Clone(e.values)}
+		}
+	}
+	return c
+}
+
+// takeOver notes that s has taken over an edge of a vertex that the job builds
+// ahead, and with it the job.
+func (j *Job) takeOver(s *state) {
+	j.owner.mu.Lock()
+	defer j.owner.mu.Unlock()
+	j.owner.ahead.takenOver = append(j.owner.ahead.takenOver, s)
+}
+
+// leave takes a job that builds ahead from all states that have it. It is what
+// Discard does, but looks at no state of other jobs.
+func (j *Job) leave(v Vertex) {
+	var keys []digest.Digest
+	visited := map[Vertex]struct{}{}
+	var collect func(Vertex)
+	collect = func(v Vertex) {
+		if _, ok := visited[v]; ok {
+			return
+		}
+		visited[v] = struct{}{}
+		// as loadUnlocked does, which can have taken either
+		keys = append(keys, v.Digest(), digest.FromBytes(fmt.Appendf(nil, "%s-ignorecache", v.Digest())))
+		for _, in := range v.Inputs() {
+			collect(in.Vertex)
+		}
+	}
+	collect(v)
+
+	jl := j.list
+	jl.mu.Lock()
+	defer jl.mu.Unlock()
+	for _, k := range keys {
+		if st, ok := jl.actives[k]; ok {
+			j.leaveState(st)
+		}
+	}
+	for _, st := range j.owner.ahead.takenOver {
+		j.leaveState(st)
+	}
+}
+
+// called with solver lock
+func (j *Job) leaveState(st *state) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if _, ok := st.jobs[j]; ok {
+		delete(st.jobs, j)
+		j.list.deleteIfUnreferenced(st.vtx.Digest(), st)
+	}
+}
+
+// slotOp is an op that takes one of a limited number of slots.
+type slotOp interface {
+	// SpareSlot reports if the op can have a slot and leave one to another.
+	SpareSlot() bool
+}
+
+const slotInterval = 10 * time.Millisecond
+
+// acquire acquires the resources of op. As long as s is only built ahead, op leaves
+// one slot free: the steps that clients wait for never wait for those ahead when
+// there is one slot, and always have one when there are more.
+//
+// The slots are looked at in intervals. What would have to be waited for is not only
+// a slot but also a job of a client, that joins s at any time.
+func (s *state) acquire(ctx context.Context, op Op) (ReleaseFunc, error) {
+	slot, ok := op.(slotOp)
+	if !ok || !s.solver.chains.ahead.Load() {
+		return op.Acquire(ctx)
+	}
+	for s.isAhead() {
+		if mu := &s.solver.chains.slots; mu.TryLock() {
+			if slot.SpareSlot() {
+				defer mu.Unlock()
+				return op.Acquire(ctx)
+			}
+			mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(slotInterval):
+		}
+	}
+	return op.Acquire(ctx)
+}
+
+// isAhead reports if all jobs that build s, or a vertex that s is a part of, do so
+// ahead of their clients.
+func (s *state) isAhead() bool {
+	s.solver.mu.RLock()
+	defer s.solver.mu.RUnlock()
+
+	ahead := false
+	visited := map[*state]struct{}{}
+	var visit func(*state) bool
+	visit = func(s *state) bool {
+		visited[s] = struct{}{}
+		s.mu.RLock()
+		for j := range s.jobs {
+			if j.owner.ahead.of == nil {
+				s.mu.RUnlock()
+				return false
+			}
+			ahead = true
+		}
+		s.mu.RUnlock()
+		for dgst := range s.parents {
+			parent, ok := s.solver.actives[dgst]
+			if _, done := visited[parent]; ok && !done && !visit(parent) {
+				return false
+			}
+		}
+		return true
+	}
+	return visit(s) && ahead
+}
+
+// UnsplitResultProxy returns the proxy that SplitResultProxy was called with to get
+// ref, or ref.
+func UnsplitResultProxy(ref ResultProxy) ResultProxy {
+	for {
+		split, ok := ref.(*splitResultProxy)
+		if !ok {
+			return ref
+		}
+		ref = split.ResultProxy
+	}
+}

@@ -1,0 +1,373 @@
+package solver
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/session"
+	"github.com/pkg/errors"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/semaphore"
+)
+
+// aheadHangs is how long a test waits for what must happen.
+const aheadHangs = time.Minute
+
+func noWait(context.Context) error { return nil }
+
+// chainedAhead returns the result v of j, which is chained on base.
+func chainedAhead(t *testing.T, j *Job, v Vertex, base *Job) *Ahead {
+	t.Helper()
+	require.NoError(t, j.Register(Edge{Vertex: v}))
+	return j.EvaluateAhead(t.Context(), AheadOpt{Edge: Edge{Vertex: v}, Bases: []*Job{base}, Ready: noWait})
+}
+
+// waitBuilt waits until v has been built ahead, under whichever digest.
+func waitBuilt(t *testing.T, s *Solver, v Vertex) {
+	t.Helper()
+	built := func(st *state) bool {
+		st.mu.RLock()
+		ahead := false
+		for j := range st.jobs {
+			ahead = ahead || j.owner.ahead.of != nil
+		}
+		st.mu.RUnlock()
+		if !ahead || st.vtx.Name() != v.Name() {
+			return false
+		}
+		e := st.getEdge(0)
+		s.s.mu.Lock()
+		defer s.s.mu.Unlock()
+		return e.isComplete()
+	}
+	require.Eventually(t, func() bool {
+		s.mu.RLock()
+		states := slices.Collect(maps.Values(s.actives))
+		s.mu.RUnlock()
+		return slices.ContainsFunc(states, built)
+	}, aheadHangs, time.Millisecond, "%s is not complete", v.Name())
+}
+
+// TestAheadLeaves has vertices that are known to the solver, under any of their
+// digests or merged into others, when they are built ahead. Nothing of that is left
+// when the result is given up.
+func TestAheadLeaves(t *testing.T) {
+	t.Parallel()
+	dep := newVtxSession(vtxOpt{name: "dep", cacheKeySeed: "dep"})
+	depTwin := newVtxSession(vtxOpt{name: "dep", cacheKeySeed: "dep", ignoreCache: true})
+	on := func(dep Vertex, ignoreCache bool) *vtxSession {
+		return newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v", inputs: []Edge{{Vertex: dep}}, ignoreCache: ignoreCache})
+	}
+	// has another digest and the same cache key
+	merges := newVtxSession(vtxOpt{name: "other", cacheKeySeed: "v", inputs: []Edge{{Vertex: newVtxSession(vtxOpt{name: "other dep", cacheKeySeed: "dep"})}}})
+	for _, tc := range []struct {
+		name     string
+		stranger Vertex // what another build has built
+		ahead    Vertex
+	}{
+		{"new", nil, on(dep, false)},
+		{"the same", on(dep, false), on(dep, false)},
+		{"without cache", nil, on(depTwin, true)},
+		{"without cache, known with cache", on(dep, false), on(depTwin, true)},
+		{"with cache, known without cache", on(depTwin, true), on(dep, false)},
+		{"half of it without cache", on(dep, true), on(depTwin, false)},
+		{"merged", merges, on(dep, false)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			s := newTestSolver(t)
+			stranger := newTestJob(t, s, "stranger")
+			if tc.stranger != nil {
+				require.NoError(t, buildVertex(t, stranger, tc.stranger))
+			}
+			base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
+			a := chainedAhead(t, child, tc.ahead, base)
+			base.Evaluated(nil)
+			waitBuilt(t, s, tc.ahead)
+			a.Release()
+
+			s.mu.RLock()
+			for dgst, st := range s.actives {
+				for j := range st.jobs {
+					require.Nil(t, j.owner.ahead.of, "%s %s is still built ahead", st.vtx.Name(), dgst)
+				}
+			}
+			s.mu.RUnlock()
+			for _, j := range []*Job{child, base, stranger} {
+				require.NoError(t, j.Discard())
+			}
+			requireEmpty(t, s)
+		})
+	}
+}
+
+// TestAheadTakesOver has the client join what runs ahead. It keeps the vertices when
+// what ran ahead leaves them, and its progress shows each once.
+func TestAheadTakesOver(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
+	v := newVtxSession(vtxOpt{name: "v"})
+	a := chainedAhead(t, child, v, base)
+	base.Evaluated(nil)
+	waitBuilt(t, s, v)
+	require.NoError(t, a.Evaluate(func() error { return buildVertex(t, child, v) }))
+	require.Equal(t, [][]string{{"child"}}, v.execs())
+	st := s.getState(Edge{Vertex: v})
+	require.NotNil(t, st)
+	require.Equal(t, map[*Job]struct{}{child: {}}, st.jobs)
+	require.Len(t, st.allPw, 1)
+	a.Release()
+	require.NoError(t, child.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// TestAheadValues has a step ask the job that builds it ahead for what belongs to
+// that of the client.
+func TestAheadValues(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
+	child.SetValue("key", "value of child")
+	_, release, err := child.ResolverCache().Lock("resolved")
+	require.NoError(t, err)
+	require.NoError(t, release("by the frontend of child"))
+
+	var values, resolved []any
+	var sessions []string
+	v := &vtxFunc{vertex: vtx(vtxOpt{name: "v"}), exec: func(jobCtx JobContext) error {
+		st := jobCtx.(*state)
+		if err := st.builder().EachValue(t.Context(), "key", func(v any) error { values = append(values, v); return nil }); err != nil {
+			return err
+		}
+		found, release, err := jobCtx.ResolverCache().Lock("resolved")
+		resolved = found
+		sessions = session.AllSessionIDs(jobCtx.Session())
+		if err != nil {
+			return errors.WithStack(err)
+		}
+		return release(nil)
+	}}
+	a := chainedAhead(t, child, v, base)
+	child.ChainOn(nil)
+	base.Evaluated(nil)
+	waitBuilt(t, s, v)
+	require.Equal(t, []any{"value of child"}, values)
+	require.Equal(t, []any{"by the frontend of child"}, resolved)
+	require.Equal(t, []string{"child"}, sessions)
+
+	// both jobs are asked, and neither waits for the other
+	require.NoError(t, a.Evaluate(func() error {
+		res, err := child.Build(t.Context(), Edge{Vertex: v})
+		require.NoError(t, err)
+		require.NoError(t, res.Release(t.Context()))
+		_, release, err := s.getState(Edge{Vertex: v}).ResolverCache().Lock("resolved")
+		require.NoError(t, err)
+		return release(nil)
+	}))
+}
+
+// vtxFunc is a vertex whose op calls a function.
+type vtxFunc struct {
+	*vertex
+	exec func(JobContext) error
+}
+
+func (v *vtxFunc) Sys() any { return v }
+
+func (v *vtxFunc) Exec(ctx context.Context, jobCtx JobContext, inputs []Result) ([]Result, error) {
+	if err := v.exec(jobCtx); err != nil {
+		return nil, err
+	}
+	return v.vertex.Exec(ctx, jobCtx, inputs)
+}
+
+// slotLog is a worker with a number of slots, and notes which ops had one.
+type slotLog struct {
+	sem *semaphore.Weighted
+
+	mu      sync.Mutex
+	order   []string
+	running int
+	most    int
+}
+
+// vtxSlot is a vertex whose op takes a slot.
+type vtxSlot struct {
+	*vertex
+	log  *slotLog
+	wait chan struct{} // if it is held
+}
+
+func (v *vtxSlot) Sys() any { return v }
+
+func (v *vtxSlot) SpareSlot() bool {
+	if !v.log.sem.TryAcquire(2) {
+		return false
+	}
+	v.log.sem.Release(2)
+	return true
+}
+
+func (v *vtxSlot) Acquire(ctx context.Context) (ReleaseFunc, error) {
+	if err := v.log.sem.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	v.log.mu.Lock()
+	defer v.log.mu.Unlock()
+	v.log.order = append(v.log.order, v.Name())
+	v.log.running++
+	v.log.most = max(v.log.most, v.log.running)
+	return func() {
+		v.log.mu.Lock()
+		v.log.running--
+		v.log.mu.Unlock()
+		v.log.sem.Release(1)
+	}, nil
+}
+
+func (v *vtxSlot) Exec(ctx context.Context, jobCtx JobContext, inputs []Result) ([]Result, error) {
+	if v.wait != nil {
+		<-v.wait
+	}
+	return v.vertex.Exec(ctx, jobCtx, inputs)
+}
+
+func (l *slotLog) ran() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]string{}, l.order...)
+}
+
+func (l *slotLog) step(name string, held bool, inputs ...Vertex) *vtxSlot {
+	v := &vtxSlot{vertex: vtx(vtxOpt{name: name}), log: l}
+	if held {
+		v.wait = make(chan struct{})
+	}
+	for _, in := range inputs {
+		v.opt.inputs = append(v.opt.inputs, Edge{Vertex: in})
+	}
+	return v
+}
+
+// TestAheadOneSlot has a worker with one slot. Steps ahead do not take it between
+// those of base, but when their client asks for them.
+func TestAheadOneSlot(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	l := &slotLog{sem: semaphore.NewWeighted(1)}
+	base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
+	own := l.step("own", false)
+	b1 := l.step("b1", true)
+	b2 := l.step("b2", false, b1)
+	a := chainedAhead(t, child, own, base)
+	base.Evaluated(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { require.NoError(t, buildVertex(t, base, b2)) })
+	require.Eventually(t, func() bool { return len(l.ran()) == 1 }, aheadHangs, time.Millisecond)
+	require.Equal(t, []string{"b1"}, l.ran())
+	close(b1.wait)
+	wg.Wait()
+	time.Sleep(3 * slotInterval) // it does not take the slot that is free either
+	require.Equal(t, []string{"b1", "b2"}, l.ran())
+	require.NoError(t, a.Evaluate(func() error { return buildVertex(t, child, own) }))
+	require.Equal(t, []string{"b1", "b2", "own"}, l.ran())
+	require.NoError(t, child.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// TestAheadLeavesSlot has a worker with three slots. However many steps there are
+// ahead, they take two, and a step of base has one at once.
+func TestAheadLeavesSlot(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	l := &slotLog{sem: semaphore.NewWeighted(3)}
+	base := newTestJob(t, s, "base")
+	var children []*Job
+	var results []*Ahead
+	var steps []*vtxSlot
+	for i := range 6 {
+		j := newTestJob(t, s, fmt.Sprintf("child%d", i))
+		step := l.step(fmt.Sprintf("own%d", i), true)
+		children, steps = append(children, j), append(steps, step)
+		results = append(results, chainedAhead(t, j, step, base))
+	}
+	base.Evaluated(nil)
+	require.Eventually(t, func() bool { return len(l.ran()) == 2 }, aheadHangs, time.Millisecond)
+	time.Sleep(3 * slotInterval)
+	require.Len(t, l.ran(), 2)
+	for i := range 5 {
+		require.NoError(t, buildVertex(t, base, l.step(fmt.Sprintf("b%d", i), false)))
+	}
+	for _, step := range steps {
+		close(step.wait)
+	}
+	for i, a := range results {
+		require.NoError(t, a.Evaluate(func() error { return buildVertex(t, children[i], steps[i]) }))
+	}
+	require.LessOrEqual(t, l.most, 3)
+	for _, j := range append(children, base) {
+		require.NoError(t, j.Discard())
+	}
+	requireEmpty(t, s)
+}
+
+// TestAheadCanceledWithoutSlot cancels what waits for a slot.
+func TestAheadCanceledWithoutSlot(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	l := &slotLog{sem: semaphore.NewWeighted(1)}
+	base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
+	own := l.step("own", false)
+	a := chainedAhead(t, child, own, base)
+	base.Evaluated(nil)
+	require.Eventually(t, func() bool { return s.getState(Edge{Vertex: own}) != nil }, aheadHangs, time.Millisecond)
+	a.Release()
+	require.Empty(t, l.ran())
+	require.NoError(t, child.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
+// TestIsAhead has a vertex of a nested build, which no job builds but through that
+// of its parent.
+func TestIsAhead(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	client := newTestJob(t, s, "client")
+	ahead := newAheadJob(client)
+	parent, nested := newVtxSession(vtxOpt{name: "parent"}), newVtxSession(vtxOpt{name: "nested"})
+	loaded, err := s.load(t.Context(), parent, nil, ahead)
+	require.NoError(t, err)
+	_, err = s.load(t.Context(), nested, loaded, nil)
+	require.NoError(t, err)
+	st := s.getState(Edge{Vertex: nested})
+	require.True(t, st.isAhead())
+
+	_, err = s.load(t.Context(), parent, nil, client)
+	require.NoError(t, err)
+	require.False(t, st.isAhead(), "the client builds it as well")
+	require.NoError(t, client.Discard())
+	require.True(t, st.isAhead())
+	ahead.leave(parent)
+	require.False(t, st.isAhead(), "it is no longer built")
+	requireEmpty(t, s)
+}
+
+// TestUnsplitResultProxy finds the ref of a ref that was split twice.
+func TestUnsplitResultProxy(t *testing.T) {
+	t.Parallel()
+	ref := &struct{ ResultProxy }{}
+	a, b := SplitResultProxy(ref)
+	_, c := SplitResultProxy(b)
+	require.Same(t, ref, UnsplitResultProxy(a))
+	require.Same(t, ref, UnsplitResultProxy(c))
+	require.Same(t, ref, UnsplitResultProxy(ref))
+}

@@ -1,0 +1,81 @@
+package llbsolver
+
+import (
+	"context"
+
+	"github.com/moby/buildkit/frontend"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/result"
+	"github.com/pkg/errors"
+)
+
+// aheadRef is a ref as the client has it, which can be evaluated before the client
+// asks for it.
+type aheadRef struct {
+	solver.ResultProxy
+	ahead *solver.Ahead
+}
+
+// Result implements solver.ResultProxy.
+func (r *aheadRef) Result(ctx context.Context) (res solver.CachedResult, err error) {
+	err = r.ahead.Evaluate(func() error {
+		res, err = r.ResultProxy.Result(ctx)
+		return err
+	})
+	return res, err
+}
+
+// Release implements solver.ResultProxy.
+func (r *aheadRef) Release(ctx context.Context) error {
+	r.ahead.Release()
+	return r.ResultProxy.Release(ctx)
+}
+
+// evaluateAhead returns the result of a client's request with refs that are
+// evaluated ahead, as soon as one of the bases evaluates.
+//
+// Not all of them are: the refs of a build without a gateway client are evaluated at
+// once; a subrequest asks for a description and not for refs; a definition that
+// empties cache mounts would take them from steps of its base; and what could not be
+// loaded has nothing to build.
+func (b *provenanceBridge) evaluateAhead(ctx context.Context, j *solver.Job, req frontend.SolveRequest, bases []*solver.Job, res *frontend.Result) (*frontend.Result, error) {
+	if req.Evaluate {
+		j.Evaluated(nil)
+	}
+	_, subrequest := req.FrontendOpt["requestid"]
+	lazy := !req.Evaluate && !subrequest && b.rootReq.Frontend == "" && b.rootReq.Definition == nil
+	return result.ConvertResult(res, func(ref solver.ResultProxy) (solver.ResultProxy, error) {
+		opt := solver.AheadOpt{}
+		rp, ok := solver.UnsplitResultProxy(ref).(*resultProxy)
+		ok = ok && lazy && rp.lazy.ahead == nil && rp.lazy.def != nil && len(rp.lazy.def.prune) == 0
+		if ok {
+			opt = solver.AheadOpt{Edge: rp.lazy.def.edge, Bases: bases, Ready: rp.lazy.def.waitForCaches}
+		}
+		a := j.EvaluateAhead(ctx, opt)
+		if ok {
+			rp.lazy.ahead = a
+		}
+		return &aheadRef{ResultProxy: ref, ahead: a}, nil
+	})
+}
+
+// waitForCaches starts the cache imports of the definition and returns when they are
+// there, or have failed. A query of one that is not there would have the scheduler
+// wait for it, and with it the base.
+func (def *loadedDefinition) waitForCaches(ctx context.Context) error {
+	def.startCaches()
+	for _, cm := range def.caches {
+		dcm, ok := cm.(*deferredCacheManager)
+		if !ok {
+			continue
+		}
+		if lcm, ok := dcm.start().(*lazyCacheManager); ok {
+			select {
+			case <-lcm.waitCh:
+			case <-ctx.Done():
+				return errors.WithStack(context.Cause(ctx))
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package llbsolver
+
+const raceEnabled = false
