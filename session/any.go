@@ -67,6 +67,9 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 	}
 	for id := it.NextSession(); id != ""; id = it.NextSession() {
 		lent = it.Lent()
+		if lent && sm.isGone(ctx, id, g) {
+			continue
+		}
 		closed, err := sm.ask(ctx, id, f)
 		if cause := context.Cause(ctx); err != nil && cause != nil {
 			return errors.Wrap(cause, err.Error())

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/status"
@@ -29,23 +30,71 @@ func SplitLent(g Group) (lent []string, own Group) {
 	return lent, NewGroup(ids...)
 }
 
-// OneByOne calls f with each of the sessions that are lent, and then with own, until
-// it succeeds or ctx is canceled. Unlike Any, it is for operations whose outcome a
-// server decides, that can refuse what a session has to offer. To f, each session is
+// OneByOne calls f with each of the sessions that lent returns, and then with own,
+// until it succeeds or ctx is canceled. Unlike Any, it is for operations whose outcome
+// a server decides, that can refuse what a session has to offer. To f, each session is
 // the only one, so a credential of one is never taken for that of another.
 //
 // When all fail, the error is that of own, followed by the number of attempts.
-func OneByOne(ctx context.Context, lent []string, own Group, f func(Group) error) error {
-	for _, id := range lent {
-		if err := f(NewGroup(id)); err == nil || context.Cause(ctx) != nil {
+func OneByOne(ctx context.Context, lent func() []string, own Group, f func(Group) error) error {
+	var tried []string
+	for {
+		ids := slices.DeleteFunc(lent(), func(id string) bool { return slices.Contains(tried, id) })
+		if len(ids) == 0 {
+			break
+		}
+		tried = append(tried, ids[0])
+		if err := f(&oneLent{id: ids[0], lent: lent}); err == nil || context.Cause(ctx) != nil {
 			return err
 		}
 	}
 	err := f(own)
-	if err == nil || len(lent) == 0 {
+	if err == nil || len(tried) == 0 {
 		return err
 	}
-	return withAsked(err, len(lent)+1)
+	return withAsked(err, len(tried)+1)
+}
+
+// oneLent is a group of one session as long as that is lent.
+type oneLent struct {
+	id   string
+	lent func() []string
+	next bool
+}
+
+func (g *oneLent) Lent() bool                { return true }
+func (g *oneLent) SessionIterator() Iterator { return &oneLent{id: g.id, lent: g.lent, next: true} }
+
+func (g *oneLent) NextSession() string {
+	if !g.next {
+		return ""
+	}
+	g.next = false
+	return g.id
+}
+
+// IsClosed reports if the session of c has been closed. A context of c ends a moment
+// later.
+func IsClosed(c Caller) bool {
+	if s, ok := c.(*client); ok {
+		return s.closed()
+	}
+	return context.Cause(c.Context(context.Background())) != nil
+}
+
+// isGone reports if a session that was lent to g has been closed. A session that is
+// not connected can also be one that comes: it is gone if it is not lent any more, as
+// it is not lent from when it is closed.
+func (sm *Manager) isGone(ctx context.Context, id string, g Group) bool {
+	c, err := sm.Get(ctx, id, true)
+	if err != nil || c != nil && !IsClosed(c) {
+		return false
+	}
+	if one, ok := g.(*oneLent); ok {
+		return !slices.Contains(one.lent(), id)
+	}
+	lent, _ := SplitLent(g)
+	return !slices.Contains(lent, id)
 }
 
 // withAsked returns err, also the message of its gRPC status, followed by the number

@@ -2,7 +2,9 @@ package session
 
 import (
 	"context"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/pkg/errors"
@@ -36,7 +38,7 @@ func TestOneByOne(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var asked []string
-			err := OneByOne(t.Context(), tc.lent, own, func(g Group) error {
+			err := OneByOne(t.Context(), func() []string { return slices.Clone(tc.lent) }, own, func(g Group) error {
 				ids := AllSessionIDs(g)
 				require.Len(t, ids, 1)
 				asked = append(asked, ids[0])
@@ -60,11 +62,42 @@ func TestOneByOne(t *testing.T) {
 
 	ctx, cancel := context.WithCancelCause(t.Context())
 	attempts := 0
-	err := OneByOne(ctx, []string{"a"}, own, func(Group) error {
+	err := OneByOne(ctx, func() []string { return []string{"a"} }, own, func(Group) error {
 		attempts++
 		cancel(errors.WithStack(context.Canceled))
 		return errRefused
 	})
 	require.Same(t, errRefused, err)
 	require.Equal(t, 1, attempts, "nothing is tried for a build that was canceled")
+}
+
+// TestLentSessionIsGone has a session that is closed after it was listed. It is not
+// waited for when it is asked alone, nor beside others. One that is still lent may
+// come.
+func TestLentSessionIsGone(t *testing.T) {
+	t.Parallel()
+	sm, err := NewManager()
+	require.NoError(t, err)
+	sessions, ids := connect(t, sm, 2)
+	var lookups []string
+	g := &lentGroup{ids: ids, lent: 1, lookups: &lookups}
+	lent := func() []string { ids, _ := SplitLent(g); return ids }
+	require.False(t, sm.isGone(t.Context(), ids[0], g))
+	require.False(t, sm.isGone(t.Context(), "not connected yet", &oneLent{"not connected yet", func() []string { return []string{"not connected yet"} }, true}))
+
+	one := &oneLent{id: ids[0], lent: lent}
+	ask, asked := answers(map[string]error{})
+	require.NoError(t, sm.Any(t.Context(), one, ask))
+	require.Equal(t, ids[:1], *asked)
+
+	require.NoError(t, sessions[0].Close())
+	require.Eventually(t, func() bool {
+		c, err := sm.Get(t.Context(), ids[0], true)
+		return err == nil && (c == nil || IsClosed(c))
+	}, time.Minute, time.Millisecond)
+	g.ids, g.lent = ids[1:], 0 // as the solver knows by then
+	require.True(t, sm.isGone(t.Context(), ids[0], g))
+	require.True(t, sm.isGone(t.Context(), ids[0], one))
+	require.ErrorIs(t, sm.Any(t.Context(), one, ask), ErrNoActiveSessions)
+	require.Equal(t, ids[:1], *asked, "what is gone is not asked")
 }

@@ -2,7 +2,6 @@ package solver
 
 import (
 	"cmp"
-	"context"
 	"maps"
 	"slices"
 	"sync"
@@ -41,9 +40,8 @@ type jobOwner struct {
 	chained map[*Job]struct{} // jobs that have this one as a base, protected by chains.mu
 	results []string          // keys in chains.results, protected by chains.mu
 
-	// session is done when the session of the job is closed. It is nil as long as
-	// the session is not known to be connected.
-	session atomic.Pointer[context.Context]
+	// session is nil as long as the session of the job is not known to be connected.
+	session atomic.Pointer[session.Caller]
 
 	ahead jobAhead
 
@@ -126,13 +124,12 @@ func (j *Job) HasSession() bool {
 // SetSession tells the job that its session is connected. It is lent as long as it
 // stays so: a session that has been closed is not waited for.
 func (j *Job) SetSession(c session.Caller) {
-	ctx := c.Context(context.Background())
-	j.owner.session.CompareAndSwap(nil, &ctx)
+	j.owner.session.CompareAndSwap(nil, &c)
 }
 
 func (j *Job) sessionClosed() bool {
-	ctx := j.owner.session.Load()
-	return ctx != nil && context.Cause(*ctx) != nil
+	c := j.owner.session.Load()
+	return c != nil && session.IsClosed(*c)
 }
 
 // AddResult notes that the client of the job has received a result. Jobs that

@@ -153,24 +153,27 @@ func (s *lentInstance) try(ctx context.Context, jobCtx solver.JobContext, f func
 			return err
 		}
 	}
-	ids, own := session.SplitLent(g)
-	return s.oneByOne(ctx, ids, own, attempt)
+	_, own := session.SplitLent(g)
+	lenders := func() []string { ids, _ := session.SplitLent(g); return ids }
+	return s.oneByOne(ctx, lenders, own, attempt)
 }
 
-// oneByOne calls f with the sessions that are lent, without those that were refused
+// oneByOne calls f with the sessions of the lenders, without those that were refused
 // before, and then with own, until it succeeds.
-func (s *lentInstance) oneByOne(ctx context.Context, lent []string, own session.Group, f func(session.Group) error) error {
-	s.mu.Lock()
-	lent = slices.DeleteFunc(lent, func(id string) bool { return slices.Contains(s.refused, id) })
-	s.mu.Unlock()
-	failed := 0
+func (s *lentInstance) oneByOne(ctx context.Context, lenders func() []string, own session.Group, f func(session.Group) error) error {
+	lent := func() []string {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return slices.DeleteFunc(lenders(), func(id string) bool { return slices.Contains(s.refused, id) })
+	}
+	var failed []string
 	return session.OneByOne(ctx, lent, own, func(g session.Group) error {
 		if err := f(g); err != nil {
-			failed++
+			failed = append(failed, session.AllSessionIDs(g)...)
 			return err
 		}
 		s.mu.Lock()
-		s.refused = append(s.refused, lent[:failed]...)
+		s.refused = append(s.refused, failed...)
 		s.mu.Unlock()
 		return nil
 	})
@@ -195,15 +198,15 @@ func (s *lentInstance) lendLayers(g session.Group, opts solver.CacheOpts) {
 		if dh, ok := opt.(*cache.DescHandler); ok {
 			provider := dh.Provider
 			dh.Provider = func(user session.Group) content.Provider {
-				lent := lender.LentTo(user)
+				lenders := func() []string { return lender.LentTo(user) }
 				s.mu.Lock()
 				wasLent := s.lent
 				s.mu.Unlock()
-				if len(lent) == 0 && !wasLent {
+				if len(lenders()) == 0 && !wasLent {
 					return provider(user)
 				}
 				_, own := session.SplitLent(user)
-				return &lentProvider{instance: s, provider: provider, image: dh.Ref, lent: lent, own: own}
+				return &lentProvider{instance: s, provider: provider, image: dh.Ref, lenders: lenders, own: own}
 			}
 		}
 	}
@@ -215,7 +218,7 @@ type lentProvider struct {
 	instance *lentInstance
 	image    string
 	provider func(session.Group) content.Provider
-	lent     []string
+	lenders  func() []string
 	own      session.Group
 }
 
@@ -238,7 +241,7 @@ func (r *lentReader) ReadAt(b []byte, off int64) (n int, err error) {
 	if r.ReaderAt != nil {
 		return r.ReaderAt.ReadAt(b, off)
 	}
-	failed := r.instance.oneByOne(r.ctx, r.lent, r.own, func(g session.Group) error {
+	failed := r.instance.oneByOne(r.ctx, r.lenders, r.own, func(g session.Group) error {
 		ra, openErr := r.provider(g).ReaderAt(r.ctx, r.desc)
 		if openErr != nil {
 			return openErr
