@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -245,11 +246,14 @@ const (
 	noAccess   = "without access" // of a user who may not have it
 	otherValue = "other value"
 	killed     = "killed" // the client, with SIGKILL
-	cut        = "cut"    // the connection of the client
+	// and for base, where the child is timed
+	killedLate = "killed when the child has solved"
+	cut        = "cut" // the connection of the client
+	cutAsked   = "cut when it is asked"
 	silent     = "silent" // the client never answers
 )
 
-var faults = []string{absent, refused, noAccess, otherValue, killed, silent} // and cut, of base
+var faults = []string{absent, refused, noAccess, otherValue, killed, silent}
 
 // positions are the builds with a fault.
 var positions = []struct {
@@ -300,7 +304,7 @@ func TestKilledInTime(t *testing.T) {
 	bed := newMatrixBed(t)
 	rounds := 5
 	for _, c := range bed.credentials() {
-		for _, how := range []string{killed, cut} {
+		for _, how := range []string{killed, killedLate, cut, cutAsked} {
 			if !*allCredentials && c.name != "secret" && c.name != "tokens" {
 				continue
 			}
@@ -435,16 +439,19 @@ func (bed *matrixBed) cell(t *testing.T, flavor testbed.Flavor, c credential, st
 			c.offer(&b.peer, other)
 		case otherValue:
 			c.offer(&b.peer, second)
-		case killed:
+		case killed, killedLate:
 			c.offer(&b.peer, good)
 			b.killed = true
-		case cut:
-			c.offer(&b.peer, good)
+		case cut, cutAsked:
 			b.proxy = newProxy(t, strings.TrimPrefix(addr, "unix://"))
 			var err error
 			b.client, err = client.New(t.Context(), "unix://"+b.proxy.addr)
 			require.NoError(t, err)
 			t.Cleanup(func() { b.client.Close() })
+			c.offer(&b.peer, good)
+			if fault == cutAsked {
+				c.silence(t, &b.peer, b.proxy.cut)
+			}
 		case silent:
 			// its client ends the build when it has been asked
 			c.silence(t, &b.peer, func() { b.cancel(errSilent) })
@@ -457,22 +464,35 @@ func (bed *matrixBed) cell(t *testing.T, flavor testbed.Flavor, c credential, st
 			b := newBuild(name)
 			b.start(t, addr, st)
 			defer b.end(t)
+			if b.killed {
+				b.process.kill(t)
+			}
 		}
 	}
 	base := newBuild("base")
 	base.start(t, addr, state)
+	var childSolved func()
+	switch {
+	case fault == killed && base.killed:
+		base.process.kill(t)
+	case fault == killedLate:
+		childSolved = func() { base.process.signal(t, syscall.SIGKILL) }
+	case fault == cut:
+		base.proxy.cut()
+	}
 	child := newBuild("child")
 	if child.killed {
 		child.startProcess(t, addr, sh(state, "true"), true)
+		child.process.kill(t)
 		o.child.err = errKilled
 	} else {
-		o.child = child.read(sh(state, "true"))
+		o.child = child.read(sh(state, "true"), childSolved)
 	}
 	o.base = base.evaluate(t)
 	base.end(t)
 	// a build can be canceled that joins steps of builds that are being canceled
 	for range 20 {
-		o.later = newBuild("later").read(sh(state, "true"))
+		o.later = newBuild("later").read(sh(state, "true"), nil)
 		if code := grpcerrors.Code(o.later.err); code != codes.Canceled && code != codes.Unavailable {
 			break
 		}
@@ -484,8 +504,11 @@ func (bed *matrixBed) cell(t *testing.T, flavor testbed.Flavor, c credential, st
 type cellBuild struct {
 	peer
 	client *client.Client
-	killed bool
-	proxy  *proxy          // that is cut when the build has solved
+	killed bool   // the client is, or will be
+	proxy  *proxy // that is, or will be, cut
+
+	process *clientProcess // of one that is killed
+
 	ctx    context.Context //nolint:containedctx // of the build, that its provider ends
 	cancel context.CancelCauseFunc
 
@@ -495,10 +518,16 @@ type cellBuild struct {
 	ended chan error
 }
 
-// read solves and evaluates a state.
-func (b *cellBuild) read(st llb.State) cellResult {
+// read solves a state, calls solved if it is not nil, and evaluates.
+func (b *cellBuild) read(st llb.State, solved func()) cellResult {
 	start := time.Now()
-	seen, err := b.peer.read(b.ctx, b.client, func(ctx context.Context, b peerBuild) (gateway.Reference, error) { return b.solve(ctx, st) })
+	seen, err := b.peer.read(b.ctx, b.client, func(ctx context.Context, b peerBuild) (gateway.Reference, error) {
+		ref, err := b.solve(ctx, st)
+		if solved != nil {
+			solved()
+		}
+		return ref, err
+	})
 	return cellResult{seen, b.cause(err), time.Since(start)}
 }
 
@@ -510,7 +539,7 @@ func (b *cellBuild) cause(err error) error {
 	return err
 }
 
-// start solves a state lazily, and returns when that is done or the client killed.
+// start solves a state lazily, and returns when that is done.
 func (b *cellBuild) start(t *testing.T, addr string, st llb.State) {
 	t.Helper()
 	if b.killed {
@@ -540,19 +569,15 @@ func (b *cellBuild) start(t *testing.T, addr string, st llb.State) {
 		})
 	}()
 	require.NoError(t, receive(t, solved))
-	if b.proxy != nil {
-		b.proxy.cut()
-	}
 }
 
-// startProcess solves a state in a process, which is killed when that is done.
+// startProcess solves a state in a process.
 func (b *cellBuild) startProcess(t *testing.T, addr string, st llb.State, evaluate bool) {
 	t.Helper()
-	p := startClient(t, processBuild{
+	b.process = startClient(t, processBuild{
 		Addr: addr, Name: b.name, Secrets: b.secrets, Agent: b.agent, Docker: b.docker, Definition: marshal(t, st), Evaluate: evaluate,
 	})
-	p.expect(t, "solved")
-	p.kill(t)
+	b.process.expect(t, "solved")
 }
 
 // evaluate reads what the state of start has seen, unless the build has ended.
