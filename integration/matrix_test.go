@@ -302,7 +302,7 @@ func TestCredentialMatrix(t *testing.T) {
 // all that it needs, and builds as fast as on upstream's daemon.
 func TestKilledInTime(t *testing.T) {
 	bed := newMatrixBed(t)
-	rounds := 5
+	rounds := 10
 	for _, c := range bed.credentials() {
 		for _, how := range []string{killed, killedLate, cut, cutAsked} {
 			if !*allCredentials && c.name != "secret" && c.name != "tokens" {
@@ -320,6 +320,8 @@ func TestKilledInTime(t *testing.T) {
 				up, ours := medianOf(took[testbed.Upstream]), medianOf(took[testbed.Graphload])
 				t.Logf("upstream %s %v, ours %s %v", up, took[testbed.Upstream], ours, took[testbed.Graphload])
 				require.LessOrEqual(t, ours-up, 500*time.Millisecond)
+				// a session that is not connected is waited for in 5 s
+				require.Less(t, slices.Max(took[testbed.Graphload])-slices.Max(took[testbed.Upstream]), 4*time.Second)
 			})
 		}
 	}
