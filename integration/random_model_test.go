@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/pkg/errors"
 )
 
 // The model of random graphs. It knows nothing of the solver, only what
@@ -24,6 +26,11 @@ import (
 //   - What a step saw stays until something without cache runs it again.
 //   - A failure is given to others only as long as a build is active that builds
 //     the step.
+//   - With evaluation ahead, what a build has solved lazily may also be built as soon
+//     as another build evaluates, or has evaluated, whose result is part of it; what
+//     may be built counts as evaluating. It may be canceled at any time. Nothing
+//     starts when an evaluation of such a build has failed before.
+//   - Nothing else is built.
 //
 // Where builds end, or solve, while others evaluate, more than one outcome is
 // right, and the model has all of them.
@@ -201,6 +208,7 @@ func (op randomOp) String() string {
 // randomGraph is a set of builds that are chained, and what is done with them:
 // rounds of operations that run at once.
 type randomGraph struct {
+	ahead     bool // the daemon evaluates ahead
 	seed      uint64
 	number    int
 	platforms []string
@@ -432,15 +440,22 @@ type randomModel struct {
 	// chained on, and if that is certain
 	results map[*randomBuild]map[*randomStep]bool
 	bases   map[*randomBuild]map[*randomBuild]bool
+
+	allowed   map[*randomBuild]map[*randomStep]bool // what may be built for a build
+	evaluated map[*randomBuild]bool                 // builds that have evaluated
+	failed    map[*randomBuild]bool                 // those of which an evaluation has failed
+	started   int                                   // results that may have been evaluated ahead
 }
 
 func newRandomModel(g *randomGraph) *randomModel {
 	m := &randomModel{
 		g: g, solved: map[*randomBuild]int{}, steps: map[*randomStep]*stepState{}, reruns: map[*randomStep]bool{},
 		results: map[*randomBuild]map[*randomStep]bool{}, bases: map[*randomBuild]map[*randomBuild]bool{},
+		allowed: map[*randomBuild]map[*randomStep]bool{}, evaluated: map[*randomBuild]bool{}, failed: map[*randomBuild]bool{},
 	}
 	for _, b := range g.builds {
 		m.end(b)
+		m.allowed[b] = map[*randomStep]bool{}
 	}
 	for _, s := range g.steps {
 		st := &stepState{poisoned: map[*randomBuild]bool{}, loaded: map[*randomBuild]bool{}}
@@ -513,6 +528,69 @@ func (m *randomModel) resolve(s *randomStep, n need, leaving map[*randomBuild]bo
 	return out
 }
 
+// resolveAhead is resolve for a step that others may build as well, or alone: any of
+// them can be the one that has it run.
+func (m *randomModel) resolveAhead(s *randomStep, n need, leaving map[*randomBuild]bool, building, ahead []*randomBuild) map[string]bool {
+	out := map[string]bool{}
+	for _, b := range slices.Concat(building, ahead) {
+		for v := range m.resolve(s, n, leaving, []*randomBuild{b}) {
+			out[v] = true
+		}
+	}
+	return out
+}
+
+// aheadOf returns the builds that may build each step ahead of their clients in a
+// round.
+func (m *randomModel) aheadOf(round []randomOp) map[*randomStep][]*randomBuild {
+	out := map[*randomStep][]*randomBuild{}
+	if !m.g.ahead {
+		return out
+	}
+	evaluates := map[*randomBuild]bool{}
+	for b := range m.evaluated {
+		evaluates[b] = true
+	}
+	for _, op := range round {
+		if len(op.builds()) > 0 {
+			evaluates[op.build] = true
+		}
+	}
+	due := func(b *randomBuild, target *randomStep) bool {
+		found := false
+		for base, certain := range m.bases[b] {
+			if m.failed[base] && certain {
+				return false
+			}
+			for _, result := range base.targets {
+				found = found || evaluates[base] && (b.inputs || target != result) && slices.Contains(target.closure(), result)
+			}
+		}
+		return found
+	}
+	for changed := true; changed; {
+		changed = false
+		for _, b := range m.g.builds {
+			if _, ok := m.solved[b]; !ok || b.eager {
+				continue
+			}
+			for _, target := range b.targets {
+				if slices.Contains(out[target], b) || !due(b, target) {
+					continue
+				}
+				m.started++
+				evaluates[b], changed = true, true
+				for _, s := range target.closure() {
+					if !slices.Contains(out[s], b) {
+						out[s] = append(out[s], b)
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
 // chain chains b on the builds with results that it takes, or may get in this
 // round.
 func (m *randomModel) chain(b *randomBuild, certain bool, leaving, solving map[*randomBuild]bool) {
@@ -559,20 +637,37 @@ func (m *randomModel) start(round []randomOp) []expectation {
 		}
 	}
 
+	ahead := m.aheadOf(round)
+	for s, builds := range ahead {
+		st := m.steps[s]
+		st.canceled = st.canceled || !st.done || m.reruns[s]
+		for _, b := range builds {
+			m.allowed[b][s] = true
+			if _, ok := st.loaded[b]; !ok {
+				st.loaded[b] = false
+			}
+		}
+	}
 	mayFail, mustFail := map[*randomStep]bool{}, map[*randomStep]bool{}
 	for _, s := range m.g.steps {
 		st := m.steps[s]
+		for _, b := range building[s] {
+			m.allowed[b][s] = true
+		}
 		if st.canceled || slices.ContainsFunc(round, func(op randomOp) bool {
 			return (op.cancel > 0 || leaving[op.build]) && slices.Contains(op.builds(), s)
 		}) {
 			m.cutOff(s, leaving)
 		}
-		if building[s] == nil || st.done && !m.reruns[s] {
+		if building[s] == nil && ahead[s] == nil || st.done && !m.reruns[s] {
 			continue
 		}
 		possible := true
 		for i, n := range s.needs {
 			values := m.resolve(s, n, leaving, building[s])
+			if ahead[s] != nil {
+				values = m.resolveAhead(s, n, leaving, building[s], ahead[s])
+			}
 			for v := range values {
 				if v != missing || n.optional {
 					st.seen[i][v] = true
@@ -670,16 +765,33 @@ func (m *randomModel) finish(round []randomOp, succeeded []bool) {
 			}
 		}
 	}
-	for _, op := range round {
+	for i, op := range round {
+		if len(op.builds()) > 0 {
+			m.evaluated[op.build] = true
+			m.failed[op.build] = m.failed[op.build] || op.kind == opEvaluate && op.cancel == 0 && !op.build.eager && !succeeded[i]
+		}
 		if op.kind == opReturn || op.kind == opKill {
 			m.end(op.build)
 		}
 	}
 }
 
+// checkBuilt compares the steps that were built for a build with those that may be.
+func (m *randomModel) checkBuilt(b *randomBuild, names []string) error {
+	for _, name := range names {
+		i := slices.IndexFunc(m.g.steps, func(s *randomStep) bool { return s.name == name })
+		if i >= 0 && !m.allowed[b][m.g.steps[i]] {
+			return errors.Errorf("step %s was built for %s, which nothing asked for", name, b.name)
+		}
+	}
+	return nil
+}
+
 // end forgets a build that is not active any more.
 func (m *randomModel) end(b *randomBuild) {
 	delete(m.solved, b)
+	delete(m.evaluated, b)
+	delete(m.failed, b)
 	m.results[b], m.bases[b] = map[*randomStep]bool{}, map[*randomBuild]bool{}
 	for _, bases := range m.bases {
 		delete(bases, b)

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,6 +43,17 @@ const opTimeout = 60 * time.Second
 // the daemon, and runs again with -seed and -graph.
 func TestRandomGraphs(t *testing.T) {
 	t.Parallel()
+	runRandomGraphs(t, newRandomBed(t, subject()), false)
+}
+
+// TestRandomGraphsAhead is TestRandomGraphs with evaluation ahead.
+func TestRandomGraphsAhead(t *testing.T) {
+	t.Parallel()
+	runRandomGraphs(t, newAheadBed(t, testbed.DaemonOptions{}), true)
+}
+
+func runRandomGraphs(t *testing.T, bed *randomBed, ahead bool) {
+	t.Helper()
 	seed := *randomSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
@@ -58,11 +70,10 @@ func TestRandomGraphs(t *testing.T) {
 		numbers = []int{*randomOnly}
 	}
 	t.Logf("-seed %d -graphs %d", seed, graphs)
-	bed := newRandomBed(t, subject())
 
 	// results of earlier graphs are of no use to later ones
 	const batch = 200
-	var evaluations int
+	var evaluations, started int
 	for numbers := range slices.Chunk(numbers, batch) {
 		var mu sync.Mutex
 		eg, ctx := errgroup.WithContext(t.Context())
@@ -72,11 +83,14 @@ func TestRandomGraphs(t *testing.T) {
 				if ctx.Err() != nil {
 					return nil
 				}
-				r := newRandomRun(bed, newRandomGraph(seed, n))
+				g := newRandomGraph(seed, n)
+				g.ahead = ahead
+				r := newRandomRun(bed, g)
 				err := r.run(ctx)
 				mu.Lock()
 				defer mu.Unlock()
 				evaluations += r.evaluations
+				started += r.model.started
 				if err == nil || ctx.Err() != nil {
 					return nil
 				}
@@ -86,7 +100,7 @@ func TestRandomGraphs(t *testing.T) {
 		}
 		require.NoError(t, eg.Wait())
 		require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
-		t.Logf("%d graphs, %d evaluations", numbers[len(numbers)-1]+1, evaluations)
+		t.Logf("%d graphs, %d evaluations, %d times a result could be ahead", numbers[len(numbers)-1]+1, evaluations, started)
 	}
 }
 
@@ -158,6 +172,39 @@ type randomRun struct {
 
 	mu     sync.Mutex
 	active map[*randomBuild]*activeBuild
+	built  map[*randomBuild]map[string]bool // steps in the progress of builds
+}
+
+// builtSteps returns the steps that were built for each build so far.
+func (r *randomRun) builtSteps() map[*randomBuild][]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[*randomBuild][]string{}
+	for b, names := range r.built {
+		out[b] = slices.Sorted(maps.Keys(names))
+	}
+	return out
+}
+
+// watch notes which steps the progress of a build shows.
+func (r *randomRun) watch(b *randomBuild) chan *client.SolveStatus {
+	ch := make(chan *client.SolveStatus)
+	go func() {
+		for st := range ch {
+			r.mu.Lock()
+			for _, v := range st.Vertexes {
+				if v.Started == nil {
+					continue
+				}
+				if r.built[b] == nil {
+					r.built[b] = map[string]bool{}
+				}
+				r.built[b][v.Name] = true
+			}
+			r.mu.Unlock()
+		}
+	}()
+	return ch
 }
 
 // activeBuild is a build that a client holds open.
@@ -174,7 +221,7 @@ type activeBuild struct {
 }
 
 func newRandomRun(bed *randomBed, g *randomGraph) *randomRun {
-	return &randomRun{bed: bed, g: g, model: newRandomModel(g), nonce: identity.NewID(), active: map[*randomBuild]*activeBuild{}}
+	return &randomRun{bed: bed, g: g, model: newRandomModel(g), nonce: identity.NewID(), active: map[*randomBuild]*activeBuild{}, built: map[*randomBuild]map[string]bool{}}
 }
 
 // failure is an error of run with the graph, which is also drawn into a file of
@@ -226,6 +273,11 @@ func (r *randomRun) run(ctx context.Context) (retErr error) {
 			}
 			if err := r.model.check(seen[n]); err != nil {
 				return errors.Wrapf(err, "round %d: %s", i+1, op)
+			}
+		}
+		for b, names := range r.builtSteps() {
+			if err := r.model.checkBuilt(b, names); err != nil {
+				return errors.Wrapf(err, "round %d", i+1)
 			}
 		}
 		r.model.finish(round, succeeded)
@@ -369,7 +421,7 @@ func (r *randomRun) lasts(ctx context.Context, a *activeBuild) (bool, error) {
 }
 
 func (r *randomRun) solve(ctx context.Context, b *randomBuild) error {
-	p := peer{name: b.name, ref: identity.NewID(), locals: r.bed.locals, secrets: map[string]string{}}
+	p := peer{name: b.name, ref: identity.NewID(), locals: r.bed.locals, secrets: map[string]string{}, status: r.watch(b)}
 	for id, v := range b.offers {
 		if id == "ssh" {
 			p.agent = r.bed.agents[v]

@@ -238,7 +238,7 @@ func (a *Ahead) Err() error {
 // Evaluate calls f, with which the client evaluates the result. That joins what
 // runs ahead, which has no say from then on: if the client cancels f, it is
 // canceled.
-func (a *Ahead) Evaluate(f func() error) error {
+func (a *Ahead) Evaluate(ctx context.Context, f func(context.Context) error) error {
 	c := &a.job.list.chains
 	c.mu.Lock()
 	if a.phase == aheadWaiting {
@@ -247,10 +247,14 @@ func (a *Ahead) Evaluate(f func() error) error {
 	over, done := a.phase == aheadOver, a.done
 	c.mu.Unlock()
 	if over && done != nil {
-		<-done // f does not meet what has been canceled
+		select {
+		case <-done: // f does not meet what has been canceled
+		case <-ctx.Done():
+			return errors.WithStack(context.Cause(ctx))
+		}
 	}
 	a.job.Evaluated(nil)
-	err := f()
+	err := f(ctx)
 	if err != nil {
 		a.job.Evaluated(err)
 	}

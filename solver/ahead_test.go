@@ -116,7 +116,7 @@ func TestAheadTakesOver(t *testing.T) {
 	a := chainedAhead(t, child, v, base)
 	base.Evaluated(nil)
 	waitBuilt(t, s, v)
-	require.NoError(t, a.Evaluate(func() error { return buildVertex(t, child, v) }))
+	require.NoError(t, a.Evaluate(t.Context(), func(context.Context) error { return buildVertex(t, child, v) }))
 	require.Equal(t, [][]string{{"child"}}, v.execs())
 	st := s.getState(Edge{Vertex: v})
 	require.NotNil(t, st)
@@ -163,7 +163,7 @@ func TestAheadValues(t *testing.T) {
 	require.Equal(t, []string{"child"}, sessions)
 
 	// both jobs are asked, and neither waits for the other
-	require.NoError(t, a.Evaluate(func() error {
+	require.NoError(t, a.Evaluate(t.Context(), func(context.Context) error {
 		res, err := child.Build(t.Context(), Edge{Vertex: v})
 		require.NoError(t, err)
 		require.NoError(t, res.Release(t.Context()))
@@ -276,7 +276,7 @@ func TestAheadOneSlot(t *testing.T) {
 	wg.Wait()
 	time.Sleep(3 * slotInterval) // it does not take the slot that is free either
 	require.Equal(t, []string{"b1", "b2"}, l.ran())
-	require.NoError(t, a.Evaluate(func() error { return buildVertex(t, child, own) }))
+	require.NoError(t, a.Evaluate(t.Context(), func(context.Context) error { return buildVertex(t, child, own) }))
 	require.Equal(t, []string{"b1", "b2", "own"}, l.ran())
 	require.NoError(t, child.Discard())
 	require.NoError(t, base.Discard())
@@ -310,7 +310,7 @@ func TestAheadLeavesSlot(t *testing.T) {
 		close(step.wait)
 	}
 	for i, a := range results {
-		require.NoError(t, a.Evaluate(func() error { return buildVertex(t, children[i], steps[i]) }))
+		require.NoError(t, a.Evaluate(t.Context(), func(context.Context) error { return buildVertex(t, children[i], steps[i]) }))
 	}
 	require.LessOrEqual(t, l.most, 3)
 	for _, j := range append(children, base) {

@@ -72,7 +72,7 @@ func soakCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "-run", "^(TestRandomGraphs|TestClients|TestChainsAtOnce)$", "./integration",
+			return goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "-run", "^(TestRandomGraphs|TestRandomGraphsAhead|TestClients|TestChainsAtOnce|TestAheadChainsAtOnce)$", "./integration",
 				"-chains", "200", "-graphs", fmt.Sprint(cmd.Int("graphs")), "-seed", fmt.Sprint(cmd.Uint64("seed")), "-duration", cmd.Duration("duration").String())
 		},
 	}

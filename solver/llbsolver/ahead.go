@@ -18,7 +18,7 @@ type aheadRef struct {
 
 // Result implements solver.ResultProxy.
 func (r *aheadRef) Result(ctx context.Context) (res solver.CachedResult, err error) {
-	err = r.ahead.Evaluate(func() error {
+	err = r.ahead.Evaluate(ctx, func(ctx context.Context) error {
 		res, err = r.ResultProxy.Result(ctx)
 		return err
 	})

@@ -61,6 +61,9 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 		bases = chainOnBases(j, req)
 	}
 	res, err := b.solve(ctx, req, sid)
+	if err != nil && client && req.Evaluate && graphload.Ahead() {
+		j.Evaluated(err)
+	}
 	if err != nil || res == nil {
 		return res, err
 	}
