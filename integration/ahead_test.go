@@ -37,14 +37,6 @@ func newAheadDaemon(t *testing.T, opt testbed.DaemonOptions) *testbed.Daemon {
 	return d
 }
 
-func newBuilderOf(t *testing.T, version string, d *testbed.Daemon) *testbed.Builder {
-	t.Helper()
-	b, err := testbed.NewBuilder(t.Context(), version, d)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, b.Close()) })
-	return b
-}
-
 // bakeGraph is a bake file whose targets are chained. Each has work of its own that
 // needs its secret and not the results of the others, and then takes what the targets
 // it is chained on have made.
