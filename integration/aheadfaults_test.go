@@ -292,8 +292,8 @@ func TestAheadFailure(t *testing.T) {
 	})
 	t.Run("of child", func(t *testing.T) {
 		gateBase := bed.gate()
-		var ran llb.State // counts how often the child's step runs
-		ran = sh(bed.root, "echo run >> /count/runs; exit 8", llb.AddMount("/count", llb.Scratch(), llb.AsPersistentCacheDir(gateBase.id+"-count", llb.CacheMountShared)))
+		// counts how often the child's step runs
+		ran := sh(bed.root, "echo run >> /count/runs; exit 8", llb.AddMount("/count", llb.Scratch(), llb.AsPersistentCacheDir(gateBase.id+"-count", llb.CacheMountShared)))
 		baseState := gateBase.step(bed.root, "true")
 		base := startBuild(t, bed.client, peer{name: "base", locals: bed.locals})
 		childPeer := peer{name: "child", ref: identity.NewID(), locals: bed.locals}
