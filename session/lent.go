@@ -52,7 +52,7 @@ func OneByOne(ctx context.Context, lent func() []string, own Group, f func(Group
 	if err == nil || len(tried) == 0 {
 		return err
 	}
-	return withAsked(err, len(tried)+1)
+	return &askedError{err, len(tried) + 1}
 }
 
 // oneLent is a group of one session as long as that is lent.
@@ -97,25 +97,23 @@ func (sm *Manager) isGone(ctx context.Context, id string, g Group) bool {
 	return !slices.Contains(lent, id)
 }
 
-// withAsked returns err, also the message of its gRPC status, followed by the number
-// of builds that were asked.
-func withAsked(err error, n int) error {
-	asked := fmt.Sprintf(" (%d builds were asked)", n)
-	st, ok := grpcerrors.AsGRPCStatus(err)
-	err = fmt.Errorf("%w%s", err, asked)
-	if !ok || st == nil {
-		return err
-	}
-	p := st.Proto() // a copy
-	p.Message += asked
-	return &askedError{err, status.FromProto(p)}
-}
-
-// askedError is an error with its gRPC status, which is what a client is shown.
+// askedError is an error followed by the number of builds that were asked, also in
+// the gRPC status, which is what a client is shown.
 type askedError struct {
 	error
-	status *status.Status
+	n int
 }
 
-func (e *askedError) Unwrap() error              { return e.error }
-func (e *askedError) GRPCStatus() *status.Status { return e.status }
+func (e *askedError) asked() string { return fmt.Sprintf(" (%d builds were asked)", e.n) }
+func (e *askedError) Error() string { return e.error.Error() + e.asked() }
+func (e *askedError) Unwrap() error { return e.error }
+
+func (e *askedError) GRPCStatus() *status.Status {
+	st, ok := grpcerrors.AsGRPCStatus(e.error)
+	if !ok || st == nil {
+		return status.New(grpcerrors.Code(e.error), e.Error())
+	}
+	p := st.Proto() // a copy
+	p.Message += e.asked()
+	return status.FromProto(p)
+}

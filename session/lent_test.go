@@ -55,7 +55,8 @@ func TestOneByOne(t *testing.T) {
 				require.ErrorIs(t, err, tc.err)
 			}
 			if st, ok := grpcerrors.AsGRPCStatus(err); ok {
-				require.Equal(t, "denied (2 builds were asked)", st.Message())
+				require.Equal(t, tc.code, st.Code())
+				require.Regexp(t, `^(denied|refused) \(2 builds were asked\)$`, st.Message())
 			}
 		})
 	}

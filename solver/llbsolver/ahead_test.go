@@ -42,7 +42,7 @@ func newAheadBench(t testing.TB) *aheadBench {
 	ahead := graphload.Ahead
 	graphload.Ahead = func() bool { return true }
 	b := &aheadBench{bench: newBench(t), started: map[string]int{}, canceled: map[string]int{}, held: map[string]chan struct{}{}, err: map[string]error{}}
-	b.bench.run = b.step
+	b.run = b.step
 	t.Cleanup(func() { graphload.Ahead = ahead })
 	return b
 }
