@@ -3,6 +3,7 @@ package solver
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -35,8 +36,9 @@ type jobAhead struct {
 	// of is the job that this one builds ahead for, and nil for that of a client.
 	// It is set when the job is created.
 	of *Job
-	// takenOver are the states that took over edges of vertices that a job with of
-	// builds. Merges add to them, with Solver.mu read-locked and jobOwner.mu.
+	// takenOver are states that a job with of has not loaded: they took over edges of
+	// its vertices, or these are built from them. They are protected by jobOwner.mu and
+	// only added to with Solver.mu, for reading or writing.
 	takenOver []*state
 
 	evaluated bool                // the client evaluates one of its results, or has
@@ -347,8 +349,7 @@ func (r *resolverCache) clone() *resolverCache {
 	return c
 }
 
-// takeOver notes that s has taken over an edge of a vertex that the job builds
-// ahead, and with it the job.
+// takeOver notes that s has got the job, without being loaded for it.
 func (j *Job) takeOver(s *state) {
 	j.owner.mu.Lock()
 	defer j.owner.mu.Unlock()
@@ -356,7 +357,7 @@ func (j *Job) takeOver(s *state) {
 }
 
 // leave takes a job that builds ahead from all states that have it. It is what
-// Discard does, but looks at no state of other jobs.
+// Discard does, but looks at no state that the job has nothing to do with.
 func (j *Job) leave(v Vertex) {
 	var keys []digest.Digest
 	visited := map[Vertex]struct{}{}
@@ -377,23 +378,70 @@ func (j *Job) leave(v Vertex) {
 	jl := j.list
 	jl.mu.Lock()
 	defer jl.mu.Unlock()
+	states := j.owner.ahead.takenOver
 	for _, k := range keys {
 		if st, ok := jl.actives[k]; ok {
-			j.leaveState(st)
+			states = append(states, st)
 		}
 	}
-	for _, st := range j.owner.ahead.takenOver {
-		j.leaveState(st)
+	for _, st := range states {
+		st.mu.Lock()
+		_, ok := st.jobs[j]
+		delete(st.jobs, j)
+		st.mu.Unlock()
+		if ok {
+			st.keepDependencies()
+		}
+	}
+	for _, st := range states {
+		st.mu.Lock()
+		if k := st.vtx.Digest(); jl.actives[k] == st {
+			jl.deleteIfUnreferenced(k, st)
+		}
+		st.mu.Unlock()
 	}
 }
 
+// keepDependencies has the jobs of s build what s is built from. That need not be what
+// they have loaded: the input of a vertex that was loaded before can be another state
+// than the one that a job has of it, which ignores the cache; and an edge can have
+// been taken over before a job came.
 // called with solver lock
-func (j *Job) leaveState(st *state) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if _, ok := st.jobs[j]; ok {
-		delete(st.jobs, j)
-		j.list.deleteIfUnreferenced(st.vtx.Digest(), st)
+func (s *state) keepDependencies() {
+	s.mu.RLock()
+	jobs := slices.Collect(maps.Keys(s.jobs))
+	dependencies := make([]digest.Digest, 0, len(s.vtx.Inputs()))
+	for _, in := range s.vtx.Inputs() {
+		dependencies = append(dependencies, in.Vertex.Digest())
+	}
+	for _, e := range s.edges {
+		for e.owner != nil {
+			e = e.owner
+			dependencies = append(dependencies, e.edge.Vertex.Digest())
+		}
+	}
+	s.mu.RUnlock()
+
+	for _, dgst := range dependencies {
+		dep, ok := s.solver.actives[dgst]
+		if !ok || dep == s {
+			continue
+		}
+		added := false
+		dep.mu.Lock()
+		for _, j := range jobs {
+			if _, ok := dep.jobs[j]; ok {
+				continue
+			}
+			dep.jobs[j], added = struct{}{}, true
+			if j.owner.ahead.of != nil {
+				j.takeOver(dep)
+			}
+		}
+		dep.mu.Unlock()
+		if added {
+			dep.keepDependencies()
+		}
 	}
 }
 

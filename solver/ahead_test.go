@@ -106,6 +106,92 @@ func TestAheadLeaves(t *testing.T) {
 	}
 }
 
+// TestAheadLeavesDependencies has a build that shares a step with one that runs ahead,
+// but not what that step is built from: it was loaded after a build without cache, of
+// which it has the input. It goes on when what ran ahead has gone.
+func TestAheadLeavesDependencies(t *testing.T) {
+	t.Parallel()
+	for _, other := range []string{"stranger", "another that runs ahead", "the same client"} {
+		t.Run(other, func(t *testing.T) {
+			t.Parallel()
+			s := newTestSolver(t)
+			dep := newVtxSession(vtxOpt{name: "dep", cacheKeySeed: "dep"})
+			depNoCache := newVtxSession(vtxOpt{name: "dep", cacheKeySeed: "dep", ignoreCache: true})
+			step := newVtxSession(vtxOpt{name: "step", cacheKeySeed: "step", inputs: []Edge{{Vertex: dep}}})
+			// what is only built to the end later, when all that ran ahead has gone
+			last := newVtxSession(vtxOpt{name: "last", cacheKeySeed: "last", inputs: []Edge{{Vertex: step}}})
+
+			base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
+			a := chainedAhead(t, child, step, base)
+			base.Evaluated(nil)
+			waitBuilt(t, s, step)
+			noCache := newTestJob(t, s, "no cache")
+			require.NoError(t, buildVertex(t, noCache, depNoCache))
+
+			j, of := newTestJob(t, s, "other"), (*Ahead)(nil)
+			load := func(j *Job) {
+				_, err := s.load(t.Context(), last, nil, j)
+				require.NoError(t, err)
+			}
+			switch other {
+			case "another that runs ahead":
+				of = chainedAhead(t, j, last, base)
+				waitBuilt(t, s, last)
+			case "the same client":
+				require.NoError(t, a.Evaluate(t.Context(), func(context.Context) error {
+					load(child)
+					return nil
+				}))
+			default:
+				load(j)
+			}
+			a.Release()
+			require.NoError(t, noCache.Discard())
+
+			st := s.getState(Edge{Vertex: step})
+			require.NotNil(t, st)
+			in := s.getState(st.vtx.Inputs()[0])
+			require.NotNil(t, in, "what the step is built from is gone")
+			require.Equal(t, st.jobs, in.jobs)
+			if other == "stranger" {
+				require.NoError(t, buildVertex(t, j, last))
+			}
+			if of != nil {
+				of.Release()
+			}
+			for _, j := range []*Job{j, child, base} {
+				require.NoError(t, j.Discard())
+			}
+			requireEmpty(t, s)
+		})
+	}
+}
+
+// TestAheadLeavesMerged has a build that joins a step whose edge was merged into
+// another one before.
+func TestAheadLeavesMerged(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	step, twin := newVtxSession(vtxOpt{name: "step"}), newVtxSession(vtxOpt{name: "twin", inputs: []Edge{{Vertex: newVtxSession(vtxOpt{name: "of twin"})}}})
+	ahead := newAheadJob(newTestJob(t, s, "child"))
+	owner := newTestJob(t, s, "owner")
+	for v, j := range map[Vertex]*Job{step: ahead, twin: owner} {
+		_, err := s.load(t.Context(), v, nil, j)
+		require.NoError(t, err)
+	}
+	mergeEdges(s, step, twin)
+	late := newTestJob(t, s, "late")
+	_, err := s.load(t.Context(), step, nil, late)
+	require.NoError(t, err)
+	ahead.leave(step)
+	require.NoError(t, owner.Discard())
+	require.NotNil(t, s.getState(Edge{Vertex: twin}))
+	require.NotNil(t, s.getState(twin.Inputs()[0]))
+	require.NoError(t, buildVertex(t, late, step))
+	require.NoError(t, late.Discard())
+	requireEmpty(t, s)
+}
+
 // TestAheadTakesOver has the client join what runs ahead. It keeps the vertices when
 // what ran ahead leaves them, and its progress shows each once.
 func TestAheadTakesOver(t *testing.T) {
