@@ -302,7 +302,10 @@ func TestCredentialMatrix(t *testing.T) {
 // all that it needs, and builds as fast as on upstream's daemon.
 func TestKilledInTime(t *testing.T) {
 	bed := newMatrixBed(t)
-	rounds := 10
+	rounds := 5
+	if *allCredentials {
+		rounds = 10
+	}
 	for _, c := range bed.credentials() {
 		for _, how := range []string{killed, killedLate, cut, cutAsked} {
 			if !*allCredentials && c.name != "secret" && c.name != "tokens" {

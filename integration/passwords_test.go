@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // loginsBed has registries with all kinds of logins, and both daemons.
@@ -43,8 +45,15 @@ func newLoginsBed(t *testing.T) *loginsBed {
 		bed.registries[kind] = r
 		config += r.DaemonConfig()
 	}
+	roots := t.TempDir()
+	if *allCredentials { // what is measured is not how fast the disk syncs
+		require.NoError(t, unix.Mount("tmpfs", roots, "tmpfs", 0, "size=4g"))
+		testbed.OnAbort(func() error { return unix.Unmount(roots, 0) })
+		t.Cleanup(func() { require.NoError(t, unix.Unmount(roots, 0)) })
+	}
 	for _, flavor := range testbed.Flavors {
-		bed.daemons[flavor] = newClient(t, newDaemon(t, testbed.DaemonOptions{Flavor: flavor, Config: config, Quiet: true}))
+		d := newDaemon(t, testbed.DaemonOptions{Flavor: flavor, Config: config, Root: filepath.Join(roots, string(flavor)), Quiet: true})
+		bed.daemons[flavor] = newClient(t, d)
 	}
 	return bed
 }
@@ -194,12 +203,11 @@ func blobRequests(requests []testbed.Request) map[string]int {
 func TestBlobRequests(t *testing.T) {
 	t.Parallel()
 	bed := newLoginsBed(t)
-	blobs, rounds := 20, 1
-	if *allCredentials {
-		blobs, rounds = 500, 7
-	}
 	for _, kind := range []string{"tokens", "basic"} {
-		r := bed.registries[kind]
+		r, blobs, rounds := bed.registries[kind], 20, 1
+		if *allCredentials && kind == "tokens" {
+			blobs, rounds = 500, 5
+		}
 		for _, tc := range []struct {
 			name   string
 			layers int
@@ -236,7 +244,7 @@ func TestBlobRequests(t *testing.T) {
 				require.Equal(t, counts[testbed.Upstream], counts[testbed.Graphload])
 				up, ours := medianOf(took[testbed.Upstream]), medianOf(took[testbed.Graphload])
 				t.Logf("upstream %s, ours %s, ratio %.3f", up, ours, ours.Seconds()/up.Seconds())
-				if *allCredentials {
+				if rounds > 1 {
 					require.LessOrEqual(t, ours.Seconds()/up.Seconds(), 1.05)
 				}
 			})

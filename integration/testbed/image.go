@@ -27,14 +27,16 @@ func (r *Registry) Push(ctx context.Context, user, repository string, layers ...
 		return "", errors.WithStack(err)
 	}
 	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
+	var tars []v1.Layer
 	for _, l := range layers {
 		layer, err := newLayer(l)
 		if err != nil {
 			return "", err
 		}
-		if img, err = mutate.AppendLayers(img, layer); err != nil {
-			return "", errors.WithStack(err)
-		}
+		tars = append(tars, layer)
+	}
+	if img, err = mutate.AppendLayers(img, tars...); err != nil {
+		return "", errors.WithStack(err)
 	}
 	ref, err := name.ParseReference(r.Host+"/"+repository+":latest", name.Insecure)
 	if err != nil {
