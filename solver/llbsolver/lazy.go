@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/solver"
@@ -87,14 +88,26 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 	return b.evaluateAhead(ctx, j, req, bases, res)
 }
 
-// noteSession tells the job about its session, if that is connected.
+// sessionTimeout is how long the session of a client may take to connect after its
+// first request.
+const sessionTimeout = 5 * time.Second
+
+// noteSession tells the job about its session, at once if that is connected.
 func (b *llbBridge) noteSession(ctx context.Context, j *solver.Job, sid string) {
 	if b.sm == nil || sid == "" || j.HasSession() {
 		return
 	}
 	if c, err := b.sm.Get(ctx, sid, true); err == nil && c != nil {
 		j.SetSession(c)
+		return
 	}
+	go func() {
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), sessionTimeout, errors.WithStack(context.DeadlineExceeded))
+		defer cancel()
+		if c, err := b.sm.Get(ctx, sid, false); err == nil {
+			j.SetSession(c)
+		}
+	}()
 }
 
 // chainOnBases chains j on the jobs that returned a result which is part of what

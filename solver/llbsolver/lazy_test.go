@@ -15,6 +15,7 @@ import (
 	"github.com/moby/buildkit/frontend"
 	gw "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/testutil"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
@@ -540,4 +541,32 @@ func TestEvaluateRefs(t *testing.T) {
 		res.AddRef("none", nil)
 		require.NoError(t, evaluateRefs(t.Context(), res))
 	})
+}
+
+// TestSessionConnectsLate has a client whose first request comes before its session.
+// The job knows the session as soon as that is connected, and so when it is closed.
+func TestSessionConnectsLate(t *testing.T) {
+	if !graphload.Enabled() {
+		t.Skip("nothing is lent")
+	}
+	b := newBench(t)
+	base, br := b.job("base")
+	sm, err := session.NewManager()
+	require.NoError(t, err)
+	br.sm = sm
+	s, err := session.NewSession(t.Context(), "")
+	require.NoError(t, err)
+
+	_, err = br.Solve(t.Context(), frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))}, s.ID())
+	require.NoError(t, err)
+	require.False(t, base.HasSession())
+
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Run(context.WithoutCancel(t.Context()), session.Dialer(testutil.TestStream(testutil.Handler(sm.HandleConn))))
+	}()
+	require.Eventually(t, base.HasSession, time.Minute, time.Millisecond)
+	require.NoError(t, s.Close())
+	<-done
 }
