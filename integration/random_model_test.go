@@ -559,11 +559,14 @@ func (m *randomModel) aheadOf(round []randomOp) map[*randomStep][]*randomBuild {
 	due := func(b *randomBuild, target *randomStep) bool {
 		found := false
 		for base, certain := range m.bases[b] {
-			if m.failed[base] && certain {
-				return false
-			}
 			for _, result := range base.targets {
-				found = found || evaluates[base] && (b.inputs || target != result) && slices.Contains(target.closure(), result)
+				if !b.inputs && target == result || !slices.Contains(target.closure(), result) {
+					continue
+				}
+				if m.failed[base] && certain {
+					return false
+				}
+				found = found || evaluates[base]
 			}
 		}
 		return found
