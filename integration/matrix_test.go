@@ -123,6 +123,9 @@ type credential struct {
 	// silence has a peer offer what never answers. What it returns is called when it
 	// has been asked.
 	silence func(t *testing.T, p *peer, asked func())
+	// requests returns what the server was asked over http since the last call, if
+	// there is one.
+	requests func() []testbed.Request
 }
 
 func (bed *matrixBed) credentials() []credential {
@@ -158,7 +161,7 @@ func (bed *matrixBed) credentials() []credential {
 	}
 	login := func(name string, r *testbed.Registry) credential {
 		c := credential{
-			name: name, seen: content, hasUsers: true,
+			name: name, seen: content, hasUsers: true, requests: r.Requests,
 			step: func(t *testing.T) llb.State {
 				image, err := r.Push(t.Context(), good, "private/"+strings.ToLower(identity.NewID()), os.DirFS(bed.rootfs),
 					fstest.MapFS{"src": {Mode: os.ModeDir | 0o755}, "src/file": {Data: []byte("content"), Mode: 0o644}, "src/id": {Data: []byte(identity.NewID()), Mode: 0o644}})
@@ -182,9 +185,9 @@ func (bed *matrixBed) credentials() []credential {
 		c.refused = func(p *peer) { c.offer(p, bad) }
 		return c
 	}
-	source := func(name string, offer func(*peer, string), silence func(*testing.T, *peer, func()), src func() llb.State) credential {
+	source := func(name string, requests func() []testbed.Request, offer func(*peer, string), silence func(*testing.T, *peer, func()), src func() llb.State) credential {
 		return credential{
-			name: name, seen: content, hasUsers: true, offer: offer, silence: silence,
+			name: name, seen: content, hasUsers: true, offer: offer, silence: silence, requests: requests,
 			step:    func(*testing.T) llb.State { return sh(bed.root, readFile, llb.AddMount("/src", src())) },
 			refused: func(p *peer) { offer(p, bad) },
 		}
@@ -217,15 +220,15 @@ func (bed *matrixBed) credentials() []credential {
 		},
 		login("basic", bed.basic),
 		login("tokens", bed.tokens),
-		source("git token", secretOf("GIT_AUTH_TOKEN", ""), silentSecrets, func() llb.State { return llb.Git(bed.git.Private(good, second), "main") }),
-		source("git header", secretOf("GIT_AUTH_HEADER", "Bearer "), silentSecrets, func() llb.State { return llb.Git(bed.git.Private(good, second), "main") }),
-		source("git key", offerAgent, silentAgent, func() llb.State {
+		source("git token", bed.git.Requests, secretOf("GIT_AUTH_TOKEN", ""), silentSecrets, func() llb.State { return llb.Git(bed.git.Private(good, second), "main") }),
+		source("git header", bed.git.Requests, secretOf("GIT_AUTH_HEADER", "Bearer "), silentSecrets, func() llb.State { return llb.Git(bed.git.Private(good, second), "main") }),
+		source("git key", nil, offerAgent, silentAgent, func() llb.State {
 			return llb.Git(bed.ssh.Private(good, second), "main", llb.KnownSSHHosts(bed.ssh.KnownHosts))
 		}),
-		source("HTTP token", secretOf("HTTP_AUTH_TOKEN_127.0.0.1", ""), silentSecrets, func() llb.State {
+		source("HTTP token", bed.web.Requests, secretOf("HTTP_AUTH_TOKEN_127.0.0.1", ""), silentSecrets, func() llb.State {
 			return llb.HTTP(bed.web.Private("file", good, second), llb.Filename("file"))
 		}),
-		source("HTTP header", secretOf("header", "Bearer "), silentSecrets, func() llb.State {
+		source("HTTP header", bed.web.Requests, secretOf("header", "Bearer "), silentSecrets, func() llb.State {
 			return llb.HTTP(bed.web.Private("file", good, second), llb.Filename("file"), llb.AuthHeaderSecret("header"))
 		}),
 	}
@@ -325,6 +328,44 @@ func TestKilledInTime(t *testing.T) {
 				require.LessOrEqual(t, ours-up, 500*time.Millisecond)
 				// a session that is not connected is waited for in 5 s
 				require.Less(t, slices.Max(took[testbed.Graphload])-slices.Max(took[testbed.Upstream]), 4*time.Second)
+			})
+		}
+	}
+}
+
+// TestAlone has builds that chain on nothing, with credentials that are accepted or
+// not. Servers get the requests of upstream's daemon, and builds its errors.
+func TestAlone(t *testing.T) {
+	t.Parallel()
+	bed := newMatrixBed(t)
+	for _, c := range bed.credentials() {
+		for name, offer := range map[string]func(*peer){
+			good: func(p *peer) { c.offer(p, good) }, absent: func(*peer) {}, refused: c.refused, noAccess: func(p *peer) { c.offer(p, other) },
+		} {
+			if name == noAccess && !c.hasUsers {
+				continue
+			}
+			t.Run(c.name+"/"+name, func(t *testing.T) {
+				state := c.step(t)
+				outcomes, requests := map[testbed.Flavor]string{}, map[testbed.Flavor][]string{}
+				for _, flavor := range testbed.Flavors {
+					p := peer{name: "alone", secrets: map[string]string{}, docker: bed.logins[""]}
+					offer(&p)
+					if c.requests != nil {
+						c.requests()
+					}
+					seen, err := p.read(t.Context(), bed.clients[flavor], func(ctx context.Context, b peerBuild) (gateway.Reference, error) { return b.solve(ctx, state) })
+					outcomes[flavor] = seen + sameError(err)
+					if c.requests != nil {
+						for _, req := range c.requests() {
+							requests[flavor] = append(requests[flavor], fmt.Sprintf("%s %s %d %s", req.Method, req.Path, req.Status, req.User))
+						}
+						slices.Sort(requests[flavor]) // blobs are fetched at once
+					}
+				}
+				t.Logf("upstream: %s\n%s", outcomes[testbed.Upstream], strings.Join(requests[testbed.Upstream], "\n"))
+				require.Equal(t, outcomes[testbed.Upstream], outcomes[testbed.Graphload])
+				require.Equal(t, requests[testbed.Upstream], requests[testbed.Graphload])
 			})
 		}
 	}
