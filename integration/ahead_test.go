@@ -154,7 +154,7 @@ func TestAheadTimes(t *testing.T) {
 				upTimes = append(upTimes, tc.graph.bake(t, up))
 				aheadTimes = append(aheadTimes, tc.graph.bake(t, ahead))
 			}
-			u, a := median(upTimes), median(aheadTimes)
+			u, a := medianOf(upTimes), medianOf(aheadTimes)
 			t.Logf("%s: upstream %.2fs, ahead %.2fs, %.2f", tc.graph.name, u.Seconds(), a.Seconds(), a.Seconds()/u.Seconds())
 			if *aheadRounds >= 3 {
 				require.LessOrEqual(t, a.Seconds()/u.Seconds(), tc.most)
@@ -205,15 +205,7 @@ func TestAheadBake(t *testing.T) {
 		b := newBuilderOf(t, version, d)
 		for _, loop := range loops {
 			t.Run(version+"/"+loop.Name, func(t *testing.T) {
-				if loop.NeedsDocker {
-					requireDocker(t)
-				}
-				p, err := testbed.NewProject(t.Context(), loop)
-				require.NoError(t, err)
-				t.Cleanup(func() { require.NoError(t, p.Close()) })
-				for range 2 {
-					require.NoError(t, p.Run(t.Context(), b))
-				}
+				bakeTwice(t, loop, b)
 			})
 		}
 	}
@@ -366,9 +358,4 @@ func imageLayers(t *testing.T, archive []byte) (digests []string) {
 			digests = append(digests, l.Digest)
 		}
 	}
-}
-
-func median(d []time.Duration) time.Duration {
-	slices.Sort(d)
-	return d[len(d)/2]
 }

@@ -431,7 +431,7 @@ func TestAheadParallelism(t *testing.T) {
 		alone, beside = append(alone, evaluate(false)), append(beside, evaluate(true))
 	}
 	t.Logf("base alone %s, beside a child %s", alone, beside)
-	require.Less(t, median(beside).Seconds(), median(alone).Seconds()+1, "base waits for the step of the child")
+	require.Less(t, medianOf(beside).Seconds(), medianOf(alone).Seconds()+1, "base waits for the step of the child")
 }
 
 // TestAheadChainsAtOnce builds many chains at once, whose bases evaluate, and checks

@@ -17,20 +17,25 @@ func TestBake(t *testing.T) {
 		b := newBuilderOf(t, version, d)
 		for _, loop := range slices.Concat(testbed.Matrix, testbed.Timed) {
 			t.Run(version+"/"+loop.Name, func(t *testing.T) {
-				if loop.NeedsDocker {
-					if version == testbed.PatchedBuildx {
-						t.Skip("compose brings a buildx of its own")
-					}
-					requireDocker(t)
+				if loop.NeedsDocker && version == testbed.PatchedBuildx {
+					t.Skip("compose brings a buildx of its own")
 				}
-				p, err := testbed.NewProject(t.Context(), loop)
-				require.NoError(t, err)
-				t.Cleanup(func() { require.NoError(t, p.Close()) })
-				for range 2 {
-					require.NoError(t, p.Run(t.Context(), b))
-				}
+				bakeTwice(t, loop, b)
 			})
 		}
+	}
+}
+
+func bakeTwice(t *testing.T, loop testbed.Loop, b *testbed.Builder) {
+	t.Helper()
+	if loop.NeedsDocker {
+		requireDocker(t)
+	}
+	p, err := testbed.NewProject(t.Context(), loop)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.Close()) })
+	for range 2 {
+		require.NoError(t, p.Run(t.Context(), b))
 	}
 }
 

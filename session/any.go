@@ -107,13 +107,13 @@ func (sm *Manager) ask(ctx context.Context, id string, f func(context.Context, s
 	}
 	callCtx := c.Context(ctx)
 	err = f(callCtx, id, c)
-	return err != nil && isClosed(callCtx, c.Conn(), err), err
+	return err != nil && isLost(callCtx, c.Conn(), err), err
 }
 
-// isClosed reports if a session is closed, or about to be: a request fails with its
+// isLost reports if a session is closed, or about to be: a request fails with its
 // connection, and the session is closed later. Also the state of the connection
 // changes after the request has failed, so it is given time for that.
-func isClosed(ctx context.Context, cc *grpc.ClientConn, err error) bool {
+func isLost(ctx context.Context, cc *grpc.ClientConn, err error) bool {
 	if code := grpcerrors.Code(err); code == codes.Unavailable || code == codes.Canceled {
 		waitCtx, cancel := context.WithTimeoutCause(ctx, time.Second, errors.WithStack(context.DeadlineExceeded))
 		defer cancel()
@@ -132,7 +132,12 @@ type sessionsError struct {
 }
 
 func (e *sessionsError) Error() string {
-	return fmt.Sprintf("%s (%d builds were asked)", e.error, len(e.all))
+	return e.error.Error() + asked(len(e.all))
+}
+
+// asked is what the message of an error ends with when several builds were asked.
+func asked(n int) string {
+	return fmt.Sprintf(" (%d builds were asked)", n)
 }
 
 // Code implements the interface that grpcerrors looks for.

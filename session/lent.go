@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/moby/buildkit/util/grpcerrors"
@@ -104,8 +103,7 @@ type askedError struct {
 	n int
 }
 
-func (e *askedError) asked() string { return fmt.Sprintf(" (%d builds were asked)", e.n) }
-func (e *askedError) Error() string { return e.error.Error() + e.asked() }
+func (e *askedError) Error() string { return e.error.Error() + asked(e.n) }
 func (e *askedError) Unwrap() error { return e.error }
 
 func (e *askedError) GRPCStatus() *status.Status {
@@ -114,6 +112,6 @@ func (e *askedError) GRPCStatus() *status.Status {
 		return status.New(grpcerrors.Code(e.error), e.Error())
 	}
 	p := st.Proto() // a copy
-	p.Message += e.asked()
+	p.Message += asked(e.n)
 	return status.FromProto(p)
 }

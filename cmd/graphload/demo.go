@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	stderrors "errors"
 	"fmt"
@@ -232,14 +233,38 @@ func closeLast(c io.Closer, err *error) {
 
 // report prints the table. It fails when a bake failed on the daemon that must
 // not fail.
-func (d *demo) report() error {
+func (d *demo) report() (failed error) {
+	err := d.print("LOOP", "\tMEDIAN", func(loop testbed.Loop, version string, c column, f *figures) string {
+		if c.daemon.Flavor == testbed.Graphload && f.passed < d.runs {
+			failed = errors.Wrapf(f.lastErr, "%s with buildx %s passed %d of %d", loop.Name, version, f.passed, d.runs)
+		}
+		return fmt.Sprintf("%d/%d\t%s", f.passed, d.runs, median(f.times))
+	})
+	return cmp.Or(err, failed)
+}
+
+// reportTimes prints the median times only. All bakes must have passed.
+func (d *demo) reportTimes() (failed error) {
+	fmt.Println()
+	err := d.print("TARGETS", "", func(loop testbed.Loop, version string, c column, f *figures) string {
+		if f.passed < d.runs {
+			failed = errors.Wrapf(f.lastErr, "%s with buildx %s on the %s daemon passed %d of %d", loop.Name, version, c.name, f.passed, d.runs)
+		}
+		return median(f.times)
+	})
+	return cmp.Or(err, failed)
+}
+
+// print prints a row for each loop and buildx, with what field returns for each
+// daemon, and then what the loops are. More is in the heading after the name of each
+// daemon.
+func (d *demo) print(heading, more string, field func(loop testbed.Loop, version string, c column, f *figures) string) error {
 	tw := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
-	fmt.Fprint(tw, "LOOP\tBUILDX")
+	fmt.Fprint(tw, heading+"\tBUILDX")
 	for _, c := range d.columns {
-		fmt.Fprintf(tw, "\t%s\tMEDIAN", strings.ToUpper(c.name))
+		fmt.Fprintf(tw, "\t%s%s", strings.ToUpper(c.name), more)
 	}
 	fmt.Fprintln(tw)
-	var failed error
 	for _, loop := range d.loops {
 		for _, version := range d.versions {
 			if !loop.RunsWith(version) {
@@ -247,11 +272,7 @@ func (d *demo) report() error {
 			}
 			fmt.Fprintf(tw, "%s\t%s", loop.Name, version)
 			for _, c := range d.columns {
-				f := d.cells[cell{loop.Name, version, c.name}]
-				fmt.Fprintf(tw, "\t%d/%d\t%s", f.passed, d.runs, median(f.times))
-				if c.daemon.Flavor == testbed.Graphload && f.passed < d.runs {
-					failed = errors.Wrapf(f.lastErr, "%s with buildx %s passed %d of %d", loop.Name, version, f.passed, d.runs)
-				}
+				fmt.Fprintf(tw, "\t%s", field(loop, version, c, d.cells[cell{loop.Name, version, c.name}]))
 			}
 			fmt.Fprintln(tw)
 		}
@@ -260,48 +281,12 @@ func (d *demo) report() error {
 	for _, loop := range d.loops {
 		fmt.Fprintf(tw, "%s\t%s\n", loop.Name, loop.About)
 	}
-	if err := tw.Flush(); err != nil {
-		return errors.WithStack(err)
-	}
-	return failed
-}
-
-// reportTimes prints the median times only. All bakes must have passed.
-func (d *demo) reportTimes() error {
-	tw := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
-	fmt.Fprint(tw, "\nTARGETS\tBUILDX")
-	for _, c := range d.columns {
-		fmt.Fprintf(tw, "\t%s", strings.ToUpper(c.name))
-	}
-	fmt.Fprintln(tw)
-	var failed error
-	for _, loop := range d.loops {
-		for _, version := range d.versions {
-			fmt.Fprintf(tw, "%s\t%s", loop.Name, version)
-			for _, c := range d.columns {
-				f := d.cells[cell{loop.Name, version, c.name}]
-				fmt.Fprintf(tw, "\t%s", median(f.times))
-				if f.passed < d.runs {
-					failed = errors.Wrapf(f.lastErr, "%s with buildx %s on the %s daemon passed %d of %d", loop.Name, version, c.name, f.passed, d.runs)
-				}
-			}
-			fmt.Fprintln(tw)
-		}
-	}
-	fmt.Fprintln(tw)
-	for _, loop := range d.loops {
-		fmt.Fprintf(tw, "%s\t%s\n", loop.Name, loop.About)
-	}
-	if err := tw.Flush(); err != nil {
-		return errors.WithStack(err)
-	}
-	return failed
+	return errors.WithStack(tw.Flush())
 }
 
 func median(times []time.Duration) string {
 	if len(times) == 0 {
 		return "-"
 	}
-	sorted := slices.Sorted(slices.Values(times))
-	return sorted[len(sorted)/2].Round(10 * time.Millisecond).String()
+	return medianOf(times).Round(10 * time.Millisecond).String()
 }

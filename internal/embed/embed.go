@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
-	"github.com/graphload/graphload/internal/seam"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/modfile"
@@ -47,11 +46,11 @@ type Change struct {
 // Into assembles the tree of the release that the program requires, and makes it use
 // the tree. It writes nothing if that is impossible. It tells whether it wrote go.mod.
 func Into(ctx context.Context, root string, p *Program) (*Change, bool, error) {
-	list, err := seam.Load(filepath.Join(root, assemble.SeamList))
+	served, err := assemble.Options{Root: root}.Releases()
 	if err != nil {
 		return nil, false, err
 	}
-	version, err := p.Release(list.Served())
+	version, err := p.Release(served)
 	if err != nil {
 		return nil, false, err
 	}

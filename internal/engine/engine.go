@@ -5,7 +5,6 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"os"
 	"path/filepath"
@@ -16,7 +15,6 @@ import (
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/embed"
 	"github.com/graphload/graphload/internal/gomod"
-	"github.com/graphload/graphload/internal/seam"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/semver"
@@ -54,7 +52,8 @@ type Source struct {
 
 // Pristine returns the source of a release as it is, in the module cache.
 func Pristine(ctx context.Context, root, version string) (*Source, error) {
-	dir, err := gomod.Module{Path: Module, Version: version, Sum: sums[version]}.Download(ctx)
+	mod := gomod.Module{Path: Module, Version: version, Sum: sums[version]}
+	dir, err := mod.Download(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -63,10 +62,10 @@ func Pristine(ctx context.Context, root, version string) (*Source, error) {
 		return nil, errors.Errorf("%q is not a release of %s: give the version in full", version, Module)
 	}
 	s := &Source{Version: version, Dir: dir}
-	if s.time, err = releaseTime(ctx, version); err != nil {
+	if s.time, err = mod.Time(ctx); err != nil {
 		return nil, err
 	}
-	list, err := seam.Load(filepath.Join(root, assemble.SeamList))
+	served, err := assemble.Options{Root: root}.Releases()
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +73,7 @@ func Pristine(ctx context.Context, root, version string) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.BuildKit, err = p.Release(list.Served()); err != nil {
+	if s.BuildKit, err = p.Release(served); err != nil {
 		known := slices.SortedFunc(maps.Keys(sums), semver.Compare)
 		return nil, errors.Wrapf(err, "Docker engine %s cannot have the change, %s can", version, strings.Join(known, ", "))
 	}
@@ -112,25 +111,6 @@ func Prepare(ctx context.Context, root, version string) (*Source, error) {
 	}
 	s.Dir, s.Embedded = dir, true
 	return s, nil
-}
-
-// releaseTime returns when the release was made, from the module cache.
-func releaseTime(ctx context.Context, version string) (time.Time, error) {
-	cmd := gomod.Command(ctx, os.TempDir(), "mod", "download", "-json", Module+"@"+version)
-	dt, err := cmd.Output()
-	if err != nil {
-		return time.Time{}, errors.Wrap(err, "go mod download")
-	}
-	var mod struct{ Info string }
-	if err := json.Unmarshal(dt, &mod); err != nil {
-		return time.Time{}, errors.WithStack(err)
-	}
-	if dt, err = os.ReadFile(mod.Info); err != nil {
-		return time.Time{}, errors.WithStack(err)
-	}
-	var info struct{ Time time.Time }
-	err = json.Unmarshal(dt, &info)
-	return info.Time, errors.WithStack(err)
 }
 
 // DockerVersion is what docker version shows.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"time"
 
 	"github.com/pkg/errors"
 )
@@ -27,26 +28,49 @@ func (m Module) PURL() string {
 // Download returns the folder of the module in the module cache. A source with
 // another checksum is an error.
 func (m Module) Download(ctx context.Context) (string, error) {
+	d, err := m.download(ctx)
+	return d.Dir, err
+}
+
+// Time returns when the version was made. It downloads the module.
+func (m Module) Time(ctx context.Context) (time.Time, error) {
+	d, err := m.download(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	dt, err := os.ReadFile(d.Info)
+	if err != nil {
+		return time.Time{}, errors.WithStack(err)
+	}
+	var info struct{ Time time.Time }
+	err = json.Unmarshal(dt, &info)
+	return info.Time, errors.WithStack(err)
+}
+
+// download is what the go command says of a module in the module cache.
+type download struct {
+	Dir, Info, Sum, Error string
+}
+
+func (m Module) download(ctx context.Context) (download, error) {
 	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", m.Path+"@"+m.Version)
 	cmd.Dir = os.TempDir()
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	dt, runErr := cmd.Output()
-	var mod struct {
-		Dir, Sum, Error string
-	}
-	if err := json.Unmarshal(dt, &mod); err != nil {
+	var d download
+	if err := json.Unmarshal(dt, &d); err != nil {
 		if runErr == nil {
 			runErr = err
 		}
-		return "", errors.Wrapf(runErr, "go mod download: %s", bytes.TrimSpace(stderr.Bytes()))
+		return download{}, errors.Wrapf(runErr, "go mod download: %s", bytes.TrimSpace(stderr.Bytes()))
 	}
-	if mod.Error != "" {
-		return "", errors.New(mod.Error)
+	if d.Error != "" {
+		return download{}, errors.New(d.Error)
 	}
-	if m.Sum != "" && mod.Sum != m.Sum {
-		return "", errors.Errorf("checksum of %s %s is %s, not %s", m.Path, m.Version, mod.Sum, m.Sum)
+	if m.Sum != "" && d.Sum != m.Sum {
+		return download{}, errors.Errorf("checksum of %s %s is %s, not %s", m.Path, m.Version, d.Sum, m.Sum)
 	}
-	return mod.Dir, nil
+	return d, nil
 }
