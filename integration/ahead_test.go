@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/moby/buildkit/identity"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"

@@ -14,7 +14,7 @@ import (
 	"testing"
 
 	"github.com/docker/cli/cli/config/types"
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/identity"
 	"github.com/stretchr/testify/require"

@@ -22,7 +22,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/testutil"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/pkg/errors"

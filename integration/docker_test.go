@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/debian"
 	"github.com/graphload/graphload/internal/dist"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/require"

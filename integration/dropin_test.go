@@ -25,8 +25,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/buildid"

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/moby/buildkit/client"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/assert"

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/testutil"
 	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/assert"

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/docker/cli/cli/config/types"
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/testutil"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"

@@ -4,7 +4,7 @@ import (
 	"context"
 	"testing"
 
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/stretchr/testify/require"
 )

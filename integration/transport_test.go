@@ -21,7 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/testutil"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/moby/buildkit/client"

@@ -9,8 +9,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/bench"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )

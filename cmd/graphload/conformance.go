@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/conformance"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )

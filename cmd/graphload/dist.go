@@ -17,11 +17,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/debian"
 	"github.com/graphload/graphload/internal/dist"
 	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/moby/buildkit/client"
 	"github.com/pkg/errors"

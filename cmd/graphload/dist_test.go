@@ -49,7 +49,7 @@ func TestWriteArchive(t *testing.T) {
 	require.NoError(t, os.MkdirAll(images.BinDir("amd64"), 0o755))
 	for _, file := range append([]string{"buildkitd", "buildctl"}, componentNames()...) {
 		path := filepath.Join(images.BinDir("amd64"), file)
-		require.NoError(t, gomod.Build(t.Context(), root, "./integration/testbed/firstkey", path, "", []string{"CGO_ENABLED=0"}))
+		require.NoError(t, gomod.Build(t.Context(), root, "./internal/testbed/firstkey", path, "", []string{"CGO_ENABLED=0"}))
 	}
 	d := &distribution{
 		opt: assemble.Options{Root: root, Version: "v0.34.2"}, dir: t.TempDir(), images: images, epoch: time.Unix(1_700_000_000, 0),

@@ -13,9 +13,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/semver"
 )

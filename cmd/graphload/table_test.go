@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/stretchr/testify/require"
 )
 

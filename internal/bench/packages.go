@@ -11,8 +11,8 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/graphload/graphload/integration/testbed"
 	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/pkg/errors"
 	"golang.org/x/tools/benchmark/parse"
 )

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/graphload/graphload/integration/testbed"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/stretchr/testify/require"
 )
 

@@ -188,7 +188,7 @@ func TestLicenseFiles(t *testing.T) {
 func TestSBOM(t *testing.T) {
 	t.Parallel()
 	bin := filepath.Join(t.TempDir(), "firstkey")
-	out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", bin, "github.com/graphload/graphload/integration/testbed/firstkey").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", bin, "github.com/graphload/graphload/internal/testbed/firstkey").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	c := Contents{
 		Name: "archive.tar.gz", Version: "v1", Revision: "abc", Created: epoch,

@@ -90,7 +90,7 @@ func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
 	}()
 	d.env = append(dockerEnv(bin), "HOME="+dir, "TMPDIR="+dir, "DOCKER_HOST="+d.Host, "DOCKER_CONFIG="+filepath.Join(dir, "config"))
 	fit := filepath.Join(dir, "fitruntime")
-	if _, err := output(command(ctx, "go", "build", "-buildvcs=false", "-o", fit, "github.com/graphload/graphload/integration/testbed/fitruntime")); err != nil {
+	if _, err := output(command(ctx, "go", "build", "-buildvcs=false", "-o", fit, "github.com/graphload/graphload/internal/testbed/fitruntime")); err != nil {
 		return nil, err
 	}
 	config := filepath.Join(dir, "daemon.json")

@@ -77,7 +77,7 @@ func AddFirstKey(ctx context.Context, rootfs string) error {
 		return err
 	}
 	out := filepath.Join(rootfs, "bin", "firstkey")
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", out, "./integration/testbed/firstkey")
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", out, "./internal/testbed/firstkey")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
 	_, err = output(cmd)
