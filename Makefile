@@ -1,9 +1,9 @@
 # Every target is one command of cmd/graphload, which explains itself with --help.
-# UPSTREAM=v0.33.1 selects a release, ARGS='…' adds flags to conformance, releases,
+# RELEASE=v0.33.1 selects a release, ARGS='…' adds flags to conformance, releases,
 # series, engine and engine-test.
-GRAPHLOAD = go run ./cmd/graphload $(if $(UPSTREAM),--upstream $(UPSTREAM))
+GRAPHLOAD = go run ./cmd/graphload $(if $(RELEASE),--release $(RELEASE))
 
-.PHONY: tree build pristine buildx patch seams demo test lint bench clients conformance releases series integration soak dist dist-check install uninstall docker audit fuzz engine engine-test
+.PHONY: tree build unmodified buildx patch seams demo test lint bench clients conformance releases series integration soak dist dist-check install uninstall docker audit fuzz engine engine-test
 
 PREFIX ?= /usr/local
 
@@ -13,8 +13,8 @@ tree:
 build:
 	$(GRAPHLOAD) build
 
-pristine:
-	$(GRAPHLOAD) build --pristine
+unmodified:
+	$(GRAPHLOAD) build --unmodified
 
 buildx:
 	$(GRAPHLOAD) buildx
@@ -47,8 +47,8 @@ releases:
 	$(GRAPHLOAD) releases $(ARGS)
 
 series:
-	$(GRAPHLOAD) patch --series --check $(if $(UPSTREAM),,--all-releases) $(ARGS)
-	$(if $(UPSTREAM),,$(GRAPHLOAD) patch --series --check --module buildx)
+	$(GRAPHLOAD) patch --series --check $(if $(RELEASE),,--all-releases) $(ARGS)
+	$(if $(RELEASE),,$(GRAPHLOAD) patch --series --check --module buildx)
 
 integration:
 	$(GRAPHLOAD) integration

@@ -201,11 +201,11 @@ func TestAheadSwitch(t *testing.T) {
 // TestAheadBake runs the bakes of the table of compatibility with evaluation ahead.
 func TestAheadBake(t *testing.T) {
 	d := newAheadDaemon(t, testbed.DaemonOptions{})
-	for version, loops := range map[string][]testbed.Loop{"v0.38.2": testbed.Matrix, "v0.35.0": testbed.Loops, "v0.29.1": testbed.Loops} {
+	for version, scenarios := range map[string][]testbed.Scenario{"v0.38.2": testbed.Scenarios, "v0.35.0": testbed.DemoScenarios, "v0.29.1": testbed.DemoScenarios} {
 		b := newBuilderOf(t, version, d)
-		for _, loop := range loops {
-			t.Run(version+"/"+loop.Name, func(t *testing.T) {
-				bakeTwice(t, loop, b)
+		for _, scenario := range scenarios {
+			t.Run(version+"/"+scenario.Name, func(t *testing.T) {
+				bakeTwice(t, scenario, b)
 			})
 		}
 	}

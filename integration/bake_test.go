@@ -8,30 +8,30 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestBake runs the loops of the tables with a buildx that orders nothing itself, and
+// TestBake runs the scenarios of the tables with a buildx that orders nothing itself, and
 // with the one that relies on the daemon.
 func TestBake(t *testing.T) {
 	requireTestbed(t)
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
 	for _, version := range []string{"v0.29.1", testbed.PatchedBuildx} {
 		b := newBuilderOf(t, version, d)
-		for _, loop := range slices.Concat(testbed.Matrix, testbed.Timed) {
-			t.Run(version+"/"+loop.Name, func(t *testing.T) {
-				if loop.NeedsDocker && version == testbed.PatchedBuildx {
+		for _, scenario := range slices.Concat(testbed.Scenarios, testbed.Timed) {
+			t.Run(version+"/"+scenario.Name, func(t *testing.T) {
+				if scenario.NeedsDocker && version == testbed.PatchedBuildx {
 					t.Skip("compose brings a buildx of its own")
 				}
-				bakeTwice(t, loop, b)
+				bakeTwice(t, scenario, b)
 			})
 		}
 	}
 }
 
-func bakeTwice(t *testing.T, loop testbed.Loop, b *testbed.Builder) {
+func bakeTwice(t *testing.T, scenario testbed.Scenario, b *testbed.Builder) {
 	t.Helper()
-	if loop.NeedsDocker {
+	if scenario.NeedsDocker {
 		requireDocker(t)
 	}
-	p, err := testbed.NewProject(t.Context(), loop)
+	p, err := testbed.NewProject(t.Context(), scenario)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, p.Close()) })
 	for range 2 {
@@ -39,15 +39,15 @@ func bakeTwice(t *testing.T, loop testbed.Loop, b *testbed.Builder) {
 	}
 }
 
-// TestSwitchedOff has the daemon behave as upstream's: the loop that never
+// TestSwitchedOff has the daemon behave as upstream's: the scenario that never
 // passes there does not pass here either.
 func TestSwitchedOff(t *testing.T) {
 	requireTestbed(t)
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=0"}})
 	b := newBuilderOf(t, "v0.29.1", d)
-	loops, err := testbed.FindLoops([]string{"ssh"})
+	scenarios, err := testbed.FindScenarios([]string{"ssh"})
 	require.NoError(t, err)
-	p, err := testbed.NewProject(t.Context(), loops[0])
+	p, err := testbed.NewProject(t.Context(), scenarios[0])
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, p.Close()) })
 

@@ -23,7 +23,7 @@ import (
 
 var (
 	dockerTests   = flag.Bool("docker", false, "run the tests that need a Docker engine")
-	containerRuns = flag.Int("container-runs", 2, "runs of each loop with each buildx in a container")
+	containerRuns = flag.Int("container-runs", 2, "runs of each scenario with each buildx in a container")
 )
 
 // containerBuildx are the versions of buildx that run against containers.
@@ -214,24 +214,24 @@ const (
 	containerName = "buildx_buildkit_" + builderName + "0"
 )
 
-// TestDockerContainer bakes the loops through the docker-container driver with
+// TestDockerContainer bakes the scenarios through the docker-container driver with
 // the image of this repository.
 func TestDockerContainer(t *testing.T) {
 	d := newDocker(t, dist.Rootful, testbed.Graphload)
 	bakeInContainer(t, d, imageOf(testbed.Graphload, dist.Rootful), *containerRuns)
 }
 
-// bakeInContainer bakes the loops with each buildx in a container of the image.
+// bakeInContainer bakes the scenarios with each buildx in a container of the image.
 func bakeInContainer(t *testing.T, d *testbed.Docker, image string, runs int) {
 	t.Helper()
 	for _, version := range containerBuildx {
 		t.Run("buildx "+version, func(t *testing.T) {
-			runLoops(t, newContainerBuilder(t, d, version, image), runs)
+			runScenarios(t, newContainerBuilder(t, d, version, image), runs)
 		})
 	}
 }
 
-// TestDockerShippedImage bakes the loops with the image that graphload dist has
+// TestDockerShippedImage bakes the scenarios with the image that graphload dist has
 // written, loaded under the name that the README gives to buildx.
 func TestDockerShippedImage(t *testing.T) {
 	requireDocker(t)
@@ -372,7 +372,7 @@ func histories(t *testing.T, d *testbed.Docker) (refs []string) {
 	return refs
 }
 
-// TestDockerRootless starts the rootless image and bakes the loops in it. Where
+// TestDockerRootless starts the rootless image and bakes the scenarios in it. Where
 // the machine does not let a user make namespaces, the test says what it said.
 func TestDockerRootless(t *testing.T) {
 	d := newDocker(t, dist.Rootless, testbed.Graphload)
@@ -399,7 +399,7 @@ func TestDockerRootless(t *testing.T) {
 		b, err := testbed.NewRemoteBuilder(t.Context(), version, fmt.Sprintf("tcp://127.0.0.1:%d", port))
 		require.NoError(t, err)
 		defer func() { require.NoError(t, b.Close()) }()
-		runLoops(t, b, *containerRuns)
+		runScenarios(t, b, *containerRuns)
 	}
 }
 

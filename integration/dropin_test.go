@@ -62,8 +62,8 @@ var addedDebug = map[string]string{
 func TestDropIn(t *testing.T) {
 	requireTestbed(t)
 	t.Run("help", testDropInHelp)
-	pristine, ours := sources(t)
-	t.Run("config keys", func(t *testing.T) { testDropInConfigKeys(t, pristine, ours) })
+	unmodified, ours := sources(t)
+	t.Run("config keys", func(t *testing.T) { testDropInConfigKeys(t, unmodified, ours) })
 	t.Run("exit codes", testDropInExitCodes)
 	t.Run("stop", testDropInStop)
 	t.Run("defaults", testDropInDefaults)
@@ -72,7 +72,7 @@ func TestDropIn(t *testing.T) {
 	gl := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
 	t.Run("services", func(t *testing.T) { requireSame(t, services(t, up), services(t, gl)) })
 	t.Run("debug endpoints", func(t *testing.T) {
-		patterns := debugPatterns(t, pristine)
+		patterns := debugPatterns(t, unmodified)
 		require.Contains(t, patterns, "/metrics")
 		require.Contains(t, patterns, "GET /debug/flight/trace")
 		require.ElementsMatch(t, append(slices.Clip(patterns), "GET /debug/graph"), debugPatterns(t, ours))
@@ -170,8 +170,8 @@ func help(t *testing.T, bin string, command ...string) map[string]string {
 
 // testDropInConfigKeys compares the fields of buildkitd.toml, with their types
 // and tags, in the sources that the binaries are built from.
-func testDropInConfigKeys(t *testing.T, pristine, ours source) {
-	want := configKeys(t, pristine, "cmd/buildkitd/config")
+func testDropInConfigKeys(t *testing.T, unmodified, ours source) {
+	want := configKeys(t, unmodified, "cmd/buildkitd/config")
 	for _, key := range []string{
 		"cmd/buildkitd/config: GRPCConfig.DebugAddress string `toml:\"debugAddress\"`",
 		"util/resolver/config: RegistryConfig.Insecure *bool `toml:\"insecure\"`",
@@ -185,7 +185,7 @@ func testDropInConfigKeys(t *testing.T, pristine, ours source) {
 type source func(dir string) map[string][]byte
 
 // sources returns upstream's tree and ours.
-func sources(t *testing.T) (pristine, ours source) {
+func sources(t *testing.T) (unmodified, ours source) {
 	t.Helper()
 	bin, err := testbed.Binary(testbed.Upstream, "buildkitd")
 	require.NoError(t, err)
@@ -194,7 +194,7 @@ func sources(t *testing.T) (pristine, ours source) {
 	tree, err := assemble.Plan(t.Context(), assemble.Options{Root: root, Version: versionOf(t, bin)[2]})
 	require.NoError(t, err)
 	code := func(name string) bool { return strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go") }
-	pristine = func(dir string) map[string][]byte {
+	unmodified = func(dir string) map[string][]byte {
 		files := map[string][]byte{}
 		names, err := filepath.Glob(filepath.Join(tree.Upstream.Dir, dir, "*"))
 		require.NoError(t, err)
@@ -206,8 +206,8 @@ func sources(t *testing.T) (pristine, ours source) {
 		}
 		return files
 	}
-	return pristine, func(dir string) map[string][]byte {
-		files := pristine(dir)
+	return unmodified, func(dir string) map[string][]byte {
+		files := unmodified(dir)
 		for rel, dt := range tree.Changed {
 			if path.Dir(rel) == dir && code(rel) {
 				files[path.Base(rel)] = dt

@@ -92,24 +92,24 @@ func TestEngine(t *testing.T) {
 	}
 }
 
-// TestEngineLoops bakes the loops on the docker driver, on upstream's engine and on
+// TestEngineScenarios bakes the scenarios on the docker driver, on upstream's engine and on
 // this one by turns. Upstream's must fail where an old buildx relies on the daemon:
-// otherwise the loops show nothing.
-func TestEngineLoops(t *testing.T) {
-	runEngineLoops(t, testbed.EngineOptions{}, testbed.Loops, "secret")
+// otherwise the scenarios show nothing.
+func TestEngineScenarios(t *testing.T) {
+	runEngineScenarios(t, testbed.EngineOptions{}, testbed.DemoScenarios, "secret")
 }
 
-// TestEngineGraphDriver is TestEngineLoops with images in a graph driver, which has
+// TestEngineGraphDriver is TestEngineScenarios with images in a graph driver, which has
 // those of one platform only. Upstream's engine passes the chain most of the time.
 func TestEngineGraphDriver(t *testing.T) {
-	loops, err := testbed.FindLoops([]string{"chain"})
+	scenarios, err := testbed.FindScenarios([]string{"chain"})
 	require.NoError(t, err)
-	runEngineLoops(t, testbed.EngineOptions{GraphDriver: true}, loops, "")
+	runEngineScenarios(t, testbed.EngineOptions{GraphDriver: true}, scenarios, "")
 }
 
-// runEngineLoops bakes the loops. With the oldest buildx, upstream's engine must fail
+// runEngineScenarios bakes the scenarios. With the oldest buildx, upstream's engine must fail
 // in the one that is named.
-func runEngineLoops(t *testing.T, opt testbed.EngineOptions, loops []testbed.Loop, fails string) {
+func runEngineScenarios(t *testing.T, opt testbed.EngineOptions, scenarios []testbed.Scenario, fails string) {
 	t.Helper()
 	engines := map[testbed.Flavor]*testbed.Engine{}
 	for _, flavor := range testbed.Flavors {
@@ -118,14 +118,14 @@ func runEngineLoops(t *testing.T, opt testbed.EngineOptions, loops []testbed.Loo
 	}
 	var table strings.Builder
 	tw := tabwriter.NewWriter(&table, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(tw, "LOOP\tBUILDX\tUPSTREAM\tGRAPHLOAD")
-	for _, loop := range loops {
+	fmt.Fprintln(tw, "SCENARIO\tBUILDX\tUPSTREAM\tGRAPHLOAD")
+	for _, scenario := range scenarios {
 		for _, version := range engineBuildx {
-			t.Run(loop.Name+"/"+version, func(t *testing.T) {
-				passes := bakeByTurns(t, engines, loop, version, *containerRuns)
-				fmt.Fprintf(tw, "%s\t%s\t%d/%d\t%d/%d\n", loop.Name, version, passes[testbed.Upstream], *containerRuns, passes[testbed.Graphload], *containerRuns)
+			t.Run(scenario.Name+"/"+version, func(t *testing.T) {
+				passes := bakeByTurns(t, engines, scenario, version, *containerRuns)
+				fmt.Fprintf(tw, "%s\t%s\t%d/%d\t%d/%d\n", scenario.Name, version, passes[testbed.Upstream], *containerRuns, passes[testbed.Graphload], *containerRuns)
 				require.Equal(t, *containerRuns, passes[testbed.Graphload])
-				if loop.Name == fails && version == engineBuildx[0] {
+				if scenario.Name == fails && version == engineBuildx[0] {
 					require.Less(t, passes[testbed.Upstream], *containerRuns, "upstream's engine has the defect")
 				}
 			})
@@ -136,9 +136,9 @@ func runEngineLoops(t *testing.T, opt testbed.EngineOptions, loops []testbed.Loo
 }
 
 // bakeByTurns returns how many of the runs passed on each engine.
-func bakeByTurns(t *testing.T, engines map[testbed.Flavor]*testbed.Engine, loop testbed.Loop, version string, runs int) map[testbed.Flavor]int {
+func bakeByTurns(t *testing.T, engines map[testbed.Flavor]*testbed.Engine, scenario testbed.Scenario, version string, runs int) map[testbed.Flavor]int {
 	t.Helper()
-	p, err := testbed.NewProject(t.Context(), loop)
+	p, err := testbed.NewProject(t.Context(), scenario)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, p.Close()) }()
 	builders := map[testbed.Flavor]*testbed.Builder{}
@@ -175,9 +175,9 @@ func isLoss(err error) bool {
 func TestEngineSwitch(t *testing.T) {
 	e := newEngine(t, testbed.EngineOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=0"}})
 	require.Contains(t, e.LogTail(-1), "lazy solves are not loaded into the build graph: BUILDKIT_GRAPHLOAD=0")
-	loops, err := testbed.FindLoops([]string{"secret"})
+	scenarios, err := testbed.FindScenarios([]string{"secret"})
 	require.NoError(t, err)
-	p, err := testbed.NewProject(t.Context(), loops[0])
+	p, err := testbed.NewProject(t.Context(), scenarios[0])
 	require.NoError(t, err)
 	defer func() { require.NoError(t, p.Close()) }()
 	b := newEngineBuilder(t, e, engineBuildx[0])

@@ -49,23 +49,23 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// runLoops bakes the loops of the demo with a builder.
-func runLoops(t *testing.T, b *testbed.Builder, runs int) {
+// runScenarios bakes the scenarios of the demo with a builder.
+func runScenarios(t *testing.T, b *testbed.Builder, runs int) {
 	t.Helper()
-	for _, loop := range testbed.Loops {
-		t.Run(b.Version+"/"+loop.Name, func(t *testing.T) {
-			p, err := testbed.NewProject(t.Context(), loop)
+	for _, scenario := range testbed.DemoScenarios {
+		t.Run(b.Version+"/"+scenario.Name, func(t *testing.T) {
+			p, err := testbed.NewProject(t.Context(), scenario)
 			require.NoError(t, err)
 			defer func() { require.NoError(t, p.Close()) }()
 			for range runs {
 				require.NoError(t, p.Run(t.Context(), b))
 			}
-			t.Logf("%s with buildx %s: %d/%d", loop.Name, b.Version, runs, runs)
+			t.Logf("%s with buildx %s: %d/%d", scenario.Name, b.Version, runs, runs)
 		})
 	}
 }
 
-// TestMutualTLS bakes the loops over TCP, with a daemon that asks for a
+// TestMutualTLS bakes the scenarios over TCP, with a daemon that asks for a
 // certificate. Who has none, or one of another authority, gets nothing.
 func TestMutualTLS(t *testing.T) {
 	requireTestbed(t)
@@ -85,7 +85,7 @@ func TestMutualTLS(t *testing.T) {
 		b, err := testbed.NewRemoteBuilder(t.Context(), version, addr, "cacert="+ca.Cert, "cert="+user.Cert, "key="+user.Key)
 		require.NoError(t, err)
 		defer func() { require.NoError(t, b.Close()) }()
-		runLoops(t, b, *containerRuns)
+		runScenarios(t, b, *containerRuns)
 	}
 
 	other, err := testbed.NewAuthority(t.TempDir())
@@ -297,7 +297,7 @@ func TestSocketActivation(t *testing.T) {
 			b, err := testbed.NewRemoteBuilder(t.Context(), "v0.29.1", a.Addr)
 			require.NoError(t, err)
 			defer func() { require.NoError(t, b.Close()) }()
-			runLoops(t, b, 1)
+			runScenarios(t, b, 1)
 		})
 	}
 }

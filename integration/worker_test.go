@@ -12,14 +12,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestNativeSnapshotter bakes the loops of the demo where layers are copied.
+// TestNativeSnapshotter bakes the scenarios of the demo where layers are copied.
 func TestNativeSnapshotter(t *testing.T) {
 	requireTestbed(t)
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Snapshotter: "native"})
-	runLoops(t, newBuilder(t, d), 1)
+	runScenarios(t, newBuilder(t, d), 1)
 }
 
-// TestDockerContainerd bakes the loops of the demo with the worker that runs
+// TestDockerContainerd bakes the scenarios of the demo with the worker that runs
 // steps in Debian's containerd.
 func TestDockerContainerd(t *testing.T) {
 	requireDocker(t)
@@ -32,7 +32,7 @@ func TestDockerContainerd(t *testing.T) {
 		b, err := testbed.NewBuilder(t.Context(), version, d)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, b.Close()) })
-		runLoops(t, b, *containerRuns)
+		runScenarios(t, b, *containerRuns)
 	}
 }
 

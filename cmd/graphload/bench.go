@@ -36,7 +36,7 @@ func benchCommand() *cli.Command {
 			}
 			targets := map[testbed.Flavor]*bench.Target{}
 			for _, flavor := range testbed.Flavors {
-				opt.Pristine = flavor == testbed.Upstream
+				opt.Unmodified = flavor == testbed.Upstream
 				tree, err := writeTree(ctx, opt)
 				if err != nil {
 					return err

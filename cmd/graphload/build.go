@@ -22,7 +22,7 @@ func buildCommand() *cli.Command {
 		Name:  "build",
 		Usage: "build static buildkitd and buildctl into bin",
 		Flags: []cli.Flag{
-			pristineFlag(),
+			unmodifiedFlag(),
 			&cli.BoolFlag{Name: "race", Usage: "build with the race detector"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -30,7 +30,7 @@ func buildCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			opt.Pristine = cmd.Bool("pristine")
+			opt.Unmodified = cmd.Bool("unmodified")
 			_, err = buildBinaries(ctx, opt, cmd.Bool("race"))
 			return err
 		},
@@ -48,7 +48,7 @@ func binDir(opt assemble.Options, race bool) (string, error) {
 	if opt.Version != def {
 		dir = filepath.Join(dir, opt.Version)
 	}
-	if opt.Pristine {
+	if opt.Unmodified {
 		dir = filepath.Join(dir, "upstream")
 	}
 	if race {
@@ -97,7 +97,7 @@ func buildTree(ctx context.Context, opt assemble.Options, t *assemble.Tree, race
 
 // version is what a program of the tree says that it is.
 func version(opt assemble.Options) string {
-	if opt.Pristine {
+	if opt.Unmodified {
 		return opt.Version
 	}
 	return opt.Version + "+graphload"
@@ -107,7 +107,7 @@ func version(opt assemble.Options) string {
 // program of the given module.
 func versionFlags(ctx context.Context, opt assemble.Options, module string) (string, error) {
 	pkg, rev := module, ""
-	if !opt.Pristine {
+	if !opt.Unmodified {
 		pkg = modulePath
 		var err error
 		if rev, err = revision(ctx, opt.Root); err != nil {

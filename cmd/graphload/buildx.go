@@ -21,8 +21,8 @@ func buildxCommand() *cli.Command {
 		Description: "It relies on daemons that list the capability gateway.solve.load. With others it is the\n" +
 			"buildx of its release. To use it, install bin/buildx as ~/.docker/cli-plugins/docker-buildx.",
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if cmd.Root().String("upstream") != "" {
-				return errors.New("--upstream is a release of BuildKit: buildx is built with the one that its go.mod requires")
+			if releaseFlag(cmd) != "" {
+				return errors.New("--release is one of BuildKit: buildx is built with the one that its go.mod requires")
 			}
 			opt, err := options(cmd)
 			if err != nil {

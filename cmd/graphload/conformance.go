@@ -79,7 +79,7 @@ func conformanceCommand() *cli.Command {
 				return err
 			}
 			for flavor := range c.Trees {
-				opt.Pristine = flavor == conformance.Upstream
+				opt.Unmodified = flavor == conformance.Upstream
 				if c.Trees[flavor], err = writeTree(ctx, opt); err != nil {
 					return err
 				}

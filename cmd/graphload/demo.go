@@ -23,10 +23,10 @@ func demoCommand() *cli.Command {
 		Name:  "demo",
 		Usage: "bake chained targets with buildx on upstream's daemon and on this one: what passes, and how long it takes",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each loop with each buildx on each daemon, 0 for no such table"},
+			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each scenario with each buildx on each daemon, 0 for no such table"},
 			&cli.IntFlag{Name: "rounds", Value: 5, Usage: "runs for the wall times of a chain and a diamond, 0 for no such table"},
-			&cli.StringSliceFlag{Name: "buildx", Value: []string{"v0.29.1", "v0.35.0"}, Usage: "versions of buildx for the loops"},
-			&cli.StringSliceFlag{Name: "loop", Usage: "loops to run, by name (default: secret, chain, ssh)"},
+			&cli.StringSliceFlag{Name: "buildx", Value: []string{"v0.29.1", "v0.35.0"}, Usage: "versions of buildx for the scenarios"},
+			&cli.StringSliceFlag{Name: "scenario", Usage: "scenarios to run, by name (default: secret, chain, ssh)"},
 			&cli.StringFlag{Name: "only", Usage: "one daemon only: upstream or graphload"},
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
 		},
@@ -35,7 +35,7 @@ func demoCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			loops, err := testbed.FindLoops(cmd.StringSlice("loop"))
+			scenarios, err := testbed.FindScenarios(cmd.StringSlice("scenario"))
 			if err != nil {
 				return err
 			}
@@ -53,7 +53,7 @@ func demoCommand() *cli.Command {
 				if cmd.Bool("no-build") {
 					break
 				}
-				opt.Pristine = flavor == testbed.Upstream
+				opt.Unmodified = flavor == testbed.Upstream
 				if _, err := buildBinaries(ctx, opt, false); err != nil {
 					return err
 				}
@@ -66,7 +66,7 @@ func demoCommand() *cli.Command {
 			}
 			var failed error
 			if runs > 0 {
-				d := &demo{runs: runs, loops: loops, versions: cmd.StringSlice("buildx"), columns: flavorColumns(flavors)}
+				d := &demo{runs: runs, scenarios: scenarios, versions: cmd.StringSlice("buildx"), columns: flavorColumns(flavors)}
 				if err := d.run(ctx); err != nil {
 					return err
 				}
@@ -74,7 +74,7 @@ func demoCommand() *cli.Command {
 			}
 			if rounds > 0 {
 				columns := slices.DeleteFunc(slices.Clone(timeColumns), func(c column) bool { return !slices.Contains(flavors, c.daemon.Flavor) })
-				d := &demo{runs: rounds, loops: testbed.Timed, versions: timedBuildx, columns: columns}
+				d := &demo{runs: rounds, scenarios: testbed.Timed, versions: timedBuildx, columns: columns}
 				if err := d.run(ctx); err != nil {
 					return err
 				}
@@ -112,7 +112,7 @@ func flavorColumns(flavors []testbed.Flavor) (columns []column) {
 
 // cell is one field of the table.
 type cell struct {
-	loop, buildx, column string
+	scenario, buildx, column string
 }
 
 type figures struct {
@@ -122,13 +122,13 @@ type figures struct {
 }
 
 type demo struct {
-	runs     int
-	loops    []testbed.Loop
-	versions []string
-	columns  []column
-	cells    map[cell]*figures        // filled by run
-	done     func(testbed.Loop) error // called after each loop, if set
-	together bool                     // instead of in turns
+	runs      int
+	scenarios []testbed.Scenario
+	versions  []string
+	columns   []column
+	cells     map[cell]*figures            // filled by run
+	done      func(testbed.Scenario) error // called after each scenario, if set
+	together  bool                         // instead of in turns
 }
 
 // run fills the table. The daemons take turns unless they run together, so that
@@ -151,36 +151,36 @@ func (d *demo) run(ctx context.Context) (retErr error) {
 			return err
 		}
 	}
-	for _, loop := range d.loops {
-		if err := d.runProject(ctx, loop, daemons); err != nil {
+	for _, scenario := range d.scenarios {
+		if err := d.runProject(ctx, scenario, daemons); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *demo) runProject(ctx context.Context, loop testbed.Loop, daemons map[string]*testbed.Daemon) (retErr error) {
-	progressf("starting what %s needs", loop.Name)
-	p, err := testbed.NewProject(ctx, loop)
+func (d *demo) runProject(ctx context.Context, scenario testbed.Scenario, daemons map[string]*testbed.Daemon) (retErr error) {
+	progressf("starting what %s needs", scenario.Name)
+	p, err := testbed.NewProject(ctx, scenario)
 	if err != nil {
 		return err
 	}
 	defer closeLast(p, &retErr)
 	for _, version := range d.versions {
-		if !loop.RunsWith(version) {
+		if !scenario.RunsWith(version) {
 			continue
 		}
-		if err := d.runLoop(ctx, p, version, daemons); err != nil {
+		if err := d.runScenario(ctx, p, version, daemons); err != nil {
 			return err
 		}
 	}
 	if d.done != nil {
-		return d.done(loop)
+		return d.done(scenario)
 	}
 	return nil
 }
 
-func (d *demo) runLoop(ctx context.Context, p *testbed.Project, version string, daemons map[string]*testbed.Daemon) (retErr error) {
+func (d *demo) runScenario(ctx context.Context, p *testbed.Project, version string, daemons map[string]*testbed.Daemon) (retErr error) {
 	builders := map[string]*testbed.Builder{}
 	for _, c := range d.columns {
 		b, err := testbed.NewBuilder(ctx, version, daemons[c.name])
@@ -234,9 +234,9 @@ func closeLast(c io.Closer, err *error) {
 // report prints the table. It fails when a bake failed on the daemon that must
 // not fail.
 func (d *demo) report() (failed error) {
-	err := d.print("LOOP", "\tMEDIAN", func(loop testbed.Loop, version string, c column, f *figures) string {
+	err := d.print("SCENARIO", "\tMEDIAN", func(scenario testbed.Scenario, version string, c column, f *figures) string {
 		if c.daemon.Flavor == testbed.Graphload && f.passed < d.runs {
-			failed = errors.Wrapf(f.lastErr, "%s with buildx %s passed %d of %d", loop.Name, version, f.passed, d.runs)
+			failed = errors.Wrapf(f.lastErr, "%s with buildx %s passed %d of %d", scenario.Name, version, f.passed, d.runs)
 		}
 		return fmt.Sprintf("%d/%d\t%s", f.passed, d.runs, median(f.times))
 	})
@@ -246,40 +246,40 @@ func (d *demo) report() (failed error) {
 // reportTimes prints the median times only. All bakes must have passed.
 func (d *demo) reportTimes() (failed error) {
 	fmt.Println()
-	err := d.print("TARGETS", "", func(loop testbed.Loop, version string, c column, f *figures) string {
+	err := d.print("TARGETS", "", func(scenario testbed.Scenario, version string, c column, f *figures) string {
 		if f.passed < d.runs {
-			failed = errors.Wrapf(f.lastErr, "%s with buildx %s on the %s daemon passed %d of %d", loop.Name, version, c.name, f.passed, d.runs)
+			failed = errors.Wrapf(f.lastErr, "%s with buildx %s on the %s daemon passed %d of %d", scenario.Name, version, c.name, f.passed, d.runs)
 		}
 		return median(f.times)
 	})
 	return cmp.Or(err, failed)
 }
 
-// print prints a row for each loop and buildx, with what field returns for each
-// daemon, and then what the loops are. More is in the heading after the name of each
+// print prints a row for each scenario and buildx, with what field returns for each
+// daemon, and then what the scenarios are. More is in the heading after the name of each
 // daemon.
-func (d *demo) print(heading, more string, field func(loop testbed.Loop, version string, c column, f *figures) string) error {
+func (d *demo) print(heading, more string, field func(scenario testbed.Scenario, version string, c column, f *figures) string) error {
 	tw := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
 	fmt.Fprint(tw, heading+"\tBUILDX")
 	for _, c := range d.columns {
 		fmt.Fprintf(tw, "\t%s%s", strings.ToUpper(c.name), more)
 	}
 	fmt.Fprintln(tw)
-	for _, loop := range d.loops {
+	for _, scenario := range d.scenarios {
 		for _, version := range d.versions {
-			if !loop.RunsWith(version) {
+			if !scenario.RunsWith(version) {
 				continue
 			}
-			fmt.Fprintf(tw, "%s\t%s", loop.Name, version)
+			fmt.Fprintf(tw, "%s\t%s", scenario.Name, version)
 			for _, c := range d.columns {
-				fmt.Fprintf(tw, "\t%s", field(loop, version, c, d.cells[cell{loop.Name, version, c.name}]))
+				fmt.Fprintf(tw, "\t%s", field(scenario, version, c, d.cells[cell{scenario.Name, version, c.name}]))
 			}
 			fmt.Fprintln(tw)
 		}
 	}
 	fmt.Fprintln(tw)
-	for _, loop := range d.loops {
-		fmt.Fprintf(tw, "%s\t%s\n", loop.Name, loop.About)
+	for _, scenario := range d.scenarios {
+		fmt.Fprintf(tw, "%s\t%s\n", scenario.Name, scenario.About)
 	}
 	return errors.WithStack(tw.Flush())
 }

@@ -13,7 +13,7 @@ func dockerCommand() *cli.Command {
 		Name:  "docker",
 		Usage: "run the images in a Docker engine of its own: bake chained targets, upgrade a builder in place, rootless, mTLS and systemd",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each loop with each buildx"},
+			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each scenario with each buildx"},
 			&cli.StringFlag{Name: "run", Value: "^(TestDocker.*|TestMutualTLS|TestSystemdUnits|TestSocketActivation)$", Usage: "tests to run"},
 			&cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"},
 		},

@@ -25,8 +25,8 @@ func embedCommand() *cli.Command {
 			if cmd.Args().Len() != 1 {
 				return errors.New("name one folder that has the go.mod of a program, as in graphload embed ../program")
 			}
-			if cmd.Root().String("upstream") != "" {
-				return errors.New("the go.mod of the program says which release it needs: leave --upstream out")
+			if releaseFlag(cmd) != "" {
+				return errors.New("the go.mod of the program says which release it needs: leave --release out")
 			}
 			dir := cmd.Args().First()
 			if cmd.Bool("undo") {

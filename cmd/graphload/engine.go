@@ -18,15 +18,15 @@ func engineCommand() *cli.Command {
 		Name:  "engine",
 		Usage: "build static dockerd and docker-proxy of the Docker engine into bin",
 		Flags: []cli.Flag{
-			pristineFlag(),
+			unmodifiedFlag(),
 			&cli.StringFlag{Name: "version", Value: engine.DefaultVersion, Usage: "release of the module " + engine.Module},
 			&cli.BoolFlag{Name: "test", Usage: "build both, and bake chained targets on upstream's engine and on this one"},
-			&cli.IntFlag{Name: "runs", Value: 10, Usage: "with --test: runs of each loop with each buildx"},
+			&cli.IntFlag{Name: "runs", Value: 10, Usage: "with --test: runs of each scenario with each buildx"},
 			&cli.BoolFlag{Name: "no-build", Usage: "with --test: use the binaries in bin as they are"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if cmd.Root().String("upstream") != "" {
-				return errors.New("the go.mod of the engine says which BuildKit it needs: leave --upstream out")
+			if releaseFlag(cmd) != "" {
+				return errors.New("the go.mod of the engine says which BuildKit it needs: leave --release out")
 			}
 			root, err := upstream.Root()
 			if err != nil {
@@ -36,17 +36,17 @@ func engineCommand() *cli.Command {
 			switch {
 			case test && version != engine.DefaultVersion:
 				return errors.Errorf("the tests are for %s", engine.DefaultVersion)
-			case test && cmd.Bool("pristine"):
-				return errors.New("--test compares both engines: leave --pristine out")
+			case test && cmd.Bool("unmodified"):
+				return errors.New("--test compares both engines: leave --unmodified out")
 			case !test:
-				return buildEngine(ctx, root, version, cmd.Bool("pristine"))
+				return buildEngine(ctx, root, version, cmd.Bool("unmodified"))
 			}
 			if err := installPackages(ctx); err != nil {
 				return err
 			}
 			if !cmd.Bool("no-build") {
-				for _, pristine := range []bool{true, false} {
-					if err := buildEngine(ctx, root, version, pristine); err != nil {
+				for _, unmodified := range []bool{true, false} {
+					if err := buildEngine(ctx, root, version, unmodified); err != nil {
 						return err
 					}
 				}
@@ -58,15 +58,15 @@ func engineCommand() *cli.Command {
 }
 
 // buildEngine builds the binaries of the engine: into bin for the default release, into
-// bin/moby-<version> for others, and into upstream below it for the pristine one.
-func buildEngine(ctx context.Context, root, version string, pristine bool) error {
+// bin/moby-<version> for others, and into upstream below it for the unmodified one.
+func buildEngine(ctx context.Context, root, version string, unmodified bool) error {
 	start := time.Now()
 	prepare, out := engine.Prepare, filepath.Join(root, "bin")
 	if version != engine.DefaultVersion {
 		out = filepath.Join(out, "moby-"+version)
 	}
-	if pristine {
-		prepare, out = engine.Pristine, filepath.Join(out, "upstream")
+	if unmodified {
+		prepare, out = engine.Unmodified, filepath.Join(out, "upstream")
 	}
 	src, err := prepare(ctx, root, version)
 	if err != nil {

@@ -20,7 +20,7 @@ func integrationCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each bake with each buildx on each daemon"},
 			&cli.StringSliceFlag{Name: "buildx", Value: testbed.BuildxVersions(), Usage: "versions of buildx"},
-			&cli.StringSliceFlag{Name: "loop", Usage: "only these loops, by name; the other rows of the table stay as they are"},
+			&cli.StringSliceFlag{Name: "scenario", Usage: "only these scenarios, by name; the other rows of the table stay as they are"},
 			&cli.IntFlag{Name: "graphs", Value: 300, Usage: "random graphs"},
 			&cli.IntFlag{Name: "chains", Value: 200, Usage: "chains that are built at once"},
 			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Usage: "how long many clients build random graphs"},
@@ -39,9 +39,9 @@ func integrationCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			t := &table{version: opt.Version, date: time.Now(), runs: cmd.Int("runs"), versions: cmd.StringSlice("buildx"), loops: cmd.StringSlice("loop")}
+			t := &table{version: opt.Version, date: time.Now(), runs: cmd.Int("runs"), versions: cmd.StringSlice("buildx"), scenarios: cmd.StringSlice("scenario")}
 			failed := t.fill(ctx, opt, cmd.String("output"))
-			if cmd.Bool("table-only") || len(t.loops) > 0 || ctx.Err() != nil {
+			if cmd.Bool("table-only") || len(t.scenarios) > 0 || ctx.Err() != nil {
 				return failed
 			}
 			testsErr := goTest(ctx, opt.Root, "-timeout", "0", "-count", "1", "-v", "./integration/...",
@@ -96,8 +96,8 @@ func prepareIntegration(ctx context.Context, cmd *cli.Command) error {
 	if cmd.Bool("no-build") {
 		return nil
 	}
-	for _, pristine := range []bool{false, true} {
-		opt.Pristine = pristine
+	for _, unmodified := range []bool{false, true} {
+		opt.Unmodified = unmodified
 		if _, err := buildBinaries(ctx, opt, false); err != nil {
 			return err
 		}

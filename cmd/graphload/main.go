@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -35,10 +36,8 @@ func run() error {
 		Name:  "graphload",
 		Usage: "BuildKit that loads lazy solves into the graph",
 		Flags: []cli.Flag{
-			&cli.StringFlag{
-				Name:  "upstream",
-				Usage: "release of BuildKit (default: the one that go.mod requires)",
-			},
+			&cli.StringFlag{Name: "release", Usage: "release of BuildKit (default: the one that go.mod requires)"},
+			&cli.StringFlag{Name: "upstream", Hidden: true}, // what the flag release was called
 		},
 		Commands: []*cli.Command{
 			treeCommand(),
@@ -76,14 +75,19 @@ func options(cmd *cli.Command) (assemble.Options, error) {
 	if err != nil {
 		return assemble.Options{}, err
 	}
-	module, version := cmd.String(moduleFlagName), cmd.Root().String("upstream")
+	module, version := cmd.String(moduleFlagName), releaseFlag(cmd)
 	if version == "" {
 		return assemble.Default(root, module)
 	}
 	if module != "" {
-		return assemble.Options{}, errors.Errorf("--upstream is a release of BuildKit, not of %s", module)
+		return assemble.Options{}, errors.Errorf("--release is one of BuildKit, not of %s", module)
 	}
 	return assemble.Options{Root: root, Version: version}, nil
+}
+
+// releaseFlag is the release that the user has chosen, if any.
+func releaseFlag(cmd *cli.Command) string {
+	return cmp.Or(cmd.Root().String("release"), cmd.Root().String("upstream"))
 }
 
 const moduleFlagName = "module"

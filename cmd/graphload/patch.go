@@ -41,8 +41,8 @@ func patchCommand() *cli.Command {
 				return errors.New("--check, --all-releases and a folder are for --series")
 			case cmd.Args().Len() > 1:
 				return errors.Errorf("one folder is enough, not %q", cmd.Args().Slice())
-			case all && cmd.Root().String("upstream") != "":
-				return errors.New("--all-releases and --upstream exclude each other")
+			case all && releaseFlag(cmd) != "":
+				return errors.New("--all-releases and --release exclude each other")
 			}
 			if dir == "" {
 				dir = filepath.Join(opt.Root, "build", strings.TrimPrefix(opt.Module+"-series", "-"))

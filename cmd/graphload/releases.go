@@ -21,10 +21,10 @@ import (
 
 func releasesCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "releases",
-		Usage: "assemble, vet, build and test every release of the seam list",
+		Name:      "releases",
+		Usage:     "assemble, vet, build and test releases of the seam list, all of them by default",
+		ArgsUsage: "[vX.Y.Z...]",
 		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "release", Usage: "releases to try (default: all)"},
 			&cli.BoolFlag{Name: "no-e2e", Usage: "without the end-to-end tests"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -36,8 +36,8 @@ func releasesCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			only := cmd.StringSlice("release")
-			if version := cmd.Root().String("upstream"); version != "" && len(only) == 0 {
+			only := cmd.Args().Slice()
+			if version := releaseFlag(cmd); version != "" && len(only) == 0 {
 				only = []string{version}
 			}
 			if len(only) > 0 {
@@ -107,10 +107,10 @@ func try(ctx context.Context, opt assemble.Options, e2e bool) *trial {
 	if fail("build", err) {
 		return tr
 	}
-	pristine := opt
-	pristine.Pristine = true
+	unmodified := opt
+	unmodified.Unmodified = true
 	if e2e {
-		if _, err := buildBinaries(ctx, pristine, false); fail("build of upstream", err) {
+		if _, err := buildBinaries(ctx, unmodified, false); fail("build of upstream", err) {
 			return tr
 		}
 		if fail("build of buildx", buildBuildx(ctx, opt.Root)) {

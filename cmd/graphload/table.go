@@ -36,14 +36,14 @@ const (
 
 // table is what passes with which client, on upstream's daemon and on this one.
 type table struct {
-	version  string
-	date     time.Time
-	runs     int
-	versions []string // of buildx
-	loops    []string // only these, all of them and the Go client for none
-	programs []string // versions of what takes part beside buildx
-	complete bool     // everything has run
-	rows     []tableRow
+	version   string
+	date      time.Time
+	runs      int
+	versions  []string // of buildx
+	scenarios []string // only these, all of them and the Go client for none
+	programs  []string // versions of what takes part beside buildx
+	complete  bool     // everything has run
+	rows      []tableRow
 }
 
 // tableFile is the table as JSON.
@@ -67,7 +67,7 @@ type tableRow struct {
 // lost when it is interrupted; it says then that it is not complete. It fails when
 // something failed on the daemon that must not fail.
 func (t *table) fill(ctx context.Context, opt assemble.Options, path string) error {
-	loops := testbed.Matrix
+	scenarios := testbed.Scenarios
 	var err error
 	if err := testbed.FetchDocker(ctx); err != nil {
 		return err
@@ -75,25 +75,25 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 	if t.programs, err = testbed.Programs(ctx); err != nil {
 		return err
 	}
-	if len(t.loops) > 0 {
-		if loops, err = testbed.FindLoops(t.loops); err != nil {
+	if len(t.scenarios) > 0 {
+		if scenarios, err = testbed.FindScenarios(t.scenarios); err != nil {
 			return err
 		}
 		if err := t.read(path); err != nil {
 			return err
 		}
 	}
-	complete := t.complete // as it was, if only some loops are run
+	complete := t.complete // as it was, if only some scenarios are run
 	t.complete = false
-	d := &demo{runs: t.runs, loops: loops, versions: t.versions, columns: flavorColumns(testbed.Flavors), together: true}
-	d.done = func(loop testbed.Loop) error {
+	d := &demo{runs: t.runs, scenarios: scenarios, versions: t.versions, columns: flavorColumns(testbed.Flavors), together: true}
+	d.done = func(scenario testbed.Scenario) error {
 		for _, v := range t.versions {
-			if !loop.RunsWith(v) {
+			if !scenario.RunsWith(v) {
 				continue
 			}
-			row := tableRow{Scenario: loop.About, Client: "buildx " + v, Runs: t.runs, Passed: map[testbed.Flavor]int{}}
+			row := tableRow{Scenario: scenario.About, Client: "buildx " + v, Runs: t.runs, Passed: map[testbed.Flavor]int{}}
 			for _, flavor := range testbed.Flavors {
-				row.Passed[flavor] = d.cells[cell{loop.Name, v, string(flavor)}].passed
+				row.Passed[flavor] = d.cells[cell{scenario.Name, v, string(flavor)}].passed
 			}
 			t.set(row)
 		}
@@ -103,7 +103,7 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 		return err
 	}
 	failed := []error{d.report()}
-	if len(t.loops) > 0 {
+	if len(t.scenarios) > 0 {
 		t.complete = complete
 		return stderrors.Join(append(failed, t.write(path))...)
 	}
@@ -233,11 +233,11 @@ func (t *table) read(path string) error {
 	}
 	for _, row := range f.Rows {
 		if f.Upstream != t.version || row.Client != beside && row.Runs != t.runs {
-			return errors.Errorf("%s has %d runs with BuildKit %s, not %d with %s: run all loops", jsonPath(path), row.Runs, f.Upstream, t.runs, t.version)
+			return errors.Errorf("%s has %d runs with BuildKit %s, not %d with %s: run all scenarios", jsonPath(path), row.Runs, f.Upstream, t.runs, t.version)
 		}
 	}
 	if !slices.Equal(f.Programs, t.programs) {
-		return errors.Errorf("%s was made with %q, not %q: run all loops", jsonPath(path), f.Programs, t.programs)
+		return errors.Errorf("%s was made with %q, not %q: run all scenarios", jsonPath(path), f.Programs, t.programs)
 	}
 	t.rows, t.complete = f.Rows, f.Complete
 	return nil

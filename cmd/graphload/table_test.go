@@ -38,8 +38,8 @@ func TestTable(t *testing.T) {
 	require.NotContains(t, md, "Not complete")
 
 	other := &table{version: "v1.2.3", runs: 4}
-	require.ErrorContains(t, other.read(path), "has 3 runs with BuildKit v1.2.3, not 4 with v1.2.3: run all loops")
+	require.ErrorContains(t, other.read(path), "has 3 runs with BuildKit v1.2.3, not 4 with v1.2.3: run all scenarios")
 
 	newer := &table{version: "v1.2.3", runs: 3, programs: []string{"runc version 2"}}
-	require.ErrorContains(t, newer.read(path), `was made with ["runc version 1"], not ["runc version 2"]: run all loops`)
+	require.ErrorContains(t, newer.read(path), `was made with ["runc version 1"], not ["runc version 2"]: run all scenarios`)
 }

@@ -120,8 +120,8 @@ func repositoryTests(ctx context.Context, opt assemble.Options) error {
 			return err
 		}
 	}
-	for _, pristine := range []bool{false, true} {
-		opt.Pristine = pristine
+	for _, unmodified := range []bool{false, true} {
+		opt.Unmodified = unmodified
 		if _, err := buildBinaries(ctx, opt, false); err != nil {
 			return err
 		}

@@ -12,13 +12,13 @@ func treeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "tree",
 		Usage: "assemble the source tree in build/<version>, or build/<module>-<version>",
-		Flags: []cli.Flag{moduleFlag(), pristineFlag()},
+		Flags: []cli.Flag{moduleFlag(), unmodifiedFlag()},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			opt, err := options(cmd)
 			if err != nil {
 				return err
 			}
-			opt.Pristine = cmd.Bool("pristine")
+			opt.Unmodified = cmd.Bool("unmodified")
 			t, err := writeTree(ctx, opt)
 			if err != nil {
 				return err
@@ -29,8 +29,8 @@ func treeCommand() *cli.Command {
 	}
 }
 
-func pristineFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "pristine", Usage: "upstream without any change"}
+func unmodifiedFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "unmodified", Usage: "upstream without any change"}
 }
 
 func writeTree(ctx context.Context, opt assemble.Options) (*assemble.Tree, error) {

@@ -35,11 +35,11 @@ var addedDirs = []string{"cache", "client", "cmd/buildkitd", "frontend", "sessio
 
 // Options select what is assembled.
 type Options struct {
-	Root     string // the repository
-	Module   string // another module of the seam list, BuildKit if it is empty
-	Version  string // a release of the seam list
-	Pristine bool   // without seams and added files
-	Copies   bool   // with copies of added files: go mod vendor leaves links out
+	Root       string // the repository
+	Module     string // another module of the seam list, BuildKit if it is empty
+	Version    string // a release of the seam list
+	Unmodified bool   // without seams and added files
+	Copies     bool   // with copies of added files: go mod vendor leaves links out
 }
 
 // Default returns the options for the default release of a module: the BuildKit
@@ -90,7 +90,7 @@ func (o Options) Release() string {
 }
 
 // BuildDir returns the folder of the tree in the repository, without what
-// Pristine adds.
+// Unmodified adds.
 func (o Options) BuildDir() string {
 	return filepath.Join(o.Root, "build", strings.TrimPrefix(o.Module+"-"+o.Version, "-"))
 }
@@ -132,8 +132,8 @@ func Plan(ctx context.Context, opt Options) (*Tree, error) {
 func plan(opt Options, src *upstream.Source, seams []*seam.Seam) (*Tree, error) {
 	t := &Tree{Options: opt, Upstream: src, Changed: map[string][]byte{}}
 	t.Dir = opt.BuildDir()
-	if opt.Pristine {
-		t.Dir += "-pristine"
+	if opt.Unmodified {
+		t.Dir += "-unmodified"
 		return t, nil
 	}
 	if opt.Copies {

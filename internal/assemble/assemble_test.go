@@ -141,10 +141,10 @@ func TestTreeCopies(t *testing.T) {
 	require.Equal(t, before, snapshot(t, tree.Dir), "nothing is written again")
 }
 
-func TestTreePristine(t *testing.T) {
+func TestTreeUnmodified(t *testing.T) {
 	t.Parallel()
 	opt, src := repository(t)
-	opt.Pristine = true
+	opt.Unmodified = true
 	tree, err := plan(opt, src, []*seam.Seam{discardSeam()})
 	require.NoError(t, err)
 	require.NoError(t, tree.Write())
@@ -358,10 +358,10 @@ func testPatch(t *testing.T, tree *Tree) {
 	require.NoError(t, err)
 
 	checkout := t.TempDir()
-	pristine, err := plan(Options{Root: tree.Root, Module: tree.Module, Version: tree.Version, Pristine: true}, tree.Upstream, nil)
+	unmodified, err := plan(Options{Root: tree.Root, Module: tree.Module, Version: tree.Version, Unmodified: true}, tree.Upstream, nil)
 	require.NoError(t, err)
-	pristine.Dir = checkout
-	require.NoError(t, pristine.Write())
+	unmodified.Dir = checkout
+	require.NoError(t, unmodified.Write())
 	git(t, checkout, nil, "init", "-q")
 	git(t, checkout, bytes.NewBuffer(patch), "apply", "--whitespace=error-all", "-")
 	require.NoError(t, os.RemoveAll(filepath.Join(checkout, ".git")))

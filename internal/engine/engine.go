@@ -50,8 +50,8 @@ type Source struct {
 	time time.Time // of the release
 }
 
-// Pristine returns the source of a release as it is, in the module cache.
-func Pristine(ctx context.Context, root, version string) (*Source, error) {
+// Unmodified returns the source of a release as it is, in the module cache.
+func Unmodified(ctx context.Context, root, version string) (*Source, error) {
 	mod := gomod.Module{Path: Module, Version: version, Sum: sums[version]}
 	dir, err := mod.Download(ctx)
 	if err != nil {
@@ -83,7 +83,7 @@ func Pristine(ctx context.Context, root, version string) (*Source, error) {
 // Prepare copies the source of a release to build/moby-<version> of the repository,
 // and makes it use the tree of the BuildKit that it requires.
 func Prepare(ctx context.Context, root, version string) (*Source, error) {
-	s, err := Pristine(ctx, root, version)
+	s, err := Unmodified(ctx, root, version)
 	if err != nil {
 		return nil, err
 	}

@@ -21,10 +21,10 @@ func TestPrepare(t *testing.T) {
 	}
 	root, err := upstream.Root()
 	require.NoError(t, err)
-	pristine, err := Pristine(t.Context(), root, DefaultVersion)
+	unmodified, err := Unmodified(t.Context(), root, DefaultVersion)
 	require.NoError(t, err)
-	require.Equal(t, strings.TrimPrefix(DefaultVersion, "v"), pristine.DockerVersion())
-	require.NotContains(t, pristine.ldflags("abc"), "graphload")
+	require.Equal(t, strings.TrimPrefix(DefaultVersion, "v"), unmodified.DockerVersion())
+	require.NotContains(t, unmodified.ldflags("abc"), "graphload")
 
 	for range 2 {
 		src, err := Prepare(t.Context(), root, DefaultVersion)
@@ -54,7 +54,7 @@ func TestFlags(t *testing.T) {
 	}
 	root, err := upstream.Root()
 	require.NoError(t, err)
-	src, err := Pristine(t.Context(), root, DefaultVersion)
+	src, err := Unmodified(t.Context(), root, DefaultVersion)
 	require.NoError(t, err)
 	read := func(name string) string {
 		dt, err := os.ReadFile(filepath.Join(src.Dir, "hack", name))
@@ -106,6 +106,6 @@ func TestNotServed(t *testing.T) {
 	require.ErrorContains(t, err, "Docker engine v2.0.0-beta.20 cannot have the change, v2.0.0-beta.24 can: ")
 	require.ErrorContains(t, err, "requires BuildKit v0.32.0, which is not served: v0.34.2, ")
 	require.NoDirExists(t, filepath.Join(root, "build", "moby-v2.0.0-beta.20"))
-	_, err = Pristine(t.Context(), root, "latest")
+	_, err = Unmodified(t.Context(), root, "latest")
 	require.ErrorContains(t, err, "give the version in full")
 }

@@ -1,289 +1,308 @@
 package testbed
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pkg/errors"
+	"golang.org/x/mod/semver"
 )
 
-// serveChain serves the chain from a git repository. What is not in there is
-// base, see testdata/loops/remote.hcl.
-func serveChain(ctx context.Context, p *Project) error {
-	chain, err := loopFiles.ReadFile("testdata/loops/chain.hcl")
+//go:embed testdata/scenarios
+var scenarioFiles embed.FS
+
+// runTimeout is how long one bake of a scenario may take.
+const runTimeout = 2 * time.Minute
+
+// Scenario is a bake that chains targets, made to be run again and again. Its
+// default target passes only if every step saw what its own target offers.
+type Scenario struct {
+	Name  string // of its file in testdata/scenarios, without .hcl
+	About string
+
+	// NeedsDocker tells that a Docker engine takes part.
+	NeedsDocker bool
+
+	file    string   // in testdata/scenarios, instead of the one of its name
+	since   string   // the first buildx that can run it
+	secrets []string // variables of the file, with fresh values in each run
+	ssh     bool
+
+	// prepare starts what the scenario needs besides, and writes more files.
+	prepare func(context.Context, *Project) error
+	// run is done in each run instead of one bake.
+	run func(context.Context, *Project, *Builder, run) error
+}
+
+// run is what is new in each run of a scenario.
+type run struct {
+	values map[string]string // of secrets
+	env    []string          // with the secrets
+	out    string            // folder for what comes out, OUT in the environment
+	tag    string            // of what goes to a registry, RUN in the environment
+}
+
+// DemoScenarios are the bakes of the demo.
+var DemoScenarios = []Scenario{
+	{
+		Name:    "secret",
+		About:   "base with a secret on two platforms, child chained on it",
+		secrets: []string{"TOKEN"},
+	},
+	{
+		Name:    "chain",
+		About:   "five targets in a chain with a diamond, two secrets",
+		secrets: []string{"SOURCE", "CONSOLE"},
+	},
+	{
+		Name:  "ssh",
+		About: "base with an optional ssh mount on two platforms, child chained on it",
+		ssh:   true,
+	},
+}
+
+// Timed are the bakes whose time is compared. Their steps need nothing that only one
+// of their targets has, so they pass with any buildx on any daemon.
+var Timed = []Scenario{
+	{
+		Name:  "chain of five",
+		About: "each target does 1 s of work that does not need the target it is linked to",
+		file:  "times-chain",
+	},
+	{
+		Name:  "diamond of six",
+		About: "the same for one target, four that are linked to it, and one that is linked to the four",
+		file:  "times-diamond",
+	},
+}
+
+// Scenarios are the bakes of the compatibility table: those of the demo and more.
+var Scenarios = append(slices.Clip(DemoScenarios), []Scenario{
+	{
+		Name:    "platforms",
+		About:   "base with a secret on three platforms, child chained on it",
+		secrets: []string{"TOKEN"},
+	},
+	{
+		Name:    "remote",
+		About:   "the chain of five targets from a git repository, base replaced by a cwd:// file",
+		secrets: []string{"SOURCE", "CONSOLE"},
+		prepare: serveChain,
+		run:     bakeRemote,
+	},
+	{
+		Name:    "shared",
+		About:   "base with a secret, built alone and as the context of three others",
+		secrets: []string{"TOKEN"},
+	},
+	{
+		Name:    "matrix",
+		About:   "matrix of targets with a secret, chained on by another matrix",
+		secrets: []string{"TOKEN"},
+	},
+	{
+		Name:  "sshrequired",
+		About: "base with a required ssh mount on two platforms, child chained on it",
+		ssh:   true,
+	},
+	{
+		Name:    "git",
+		About:   "base from a private git repository, with GIT_AUTH_TOKEN for base only, child chained on it",
+		prepare: serveGit,
+	},
+	{
+		Name:    "registry",
+		About:   "base on an image in a private registry, with a secret, child chained on it",
+		secrets: []string{"TOKEN"},
+		prepare: servePrivateRegistry,
+		run:     bakeOnImage,
+	},
+	{
+		Name:    "cache",
+		About:   "base with a secret and a cache in a registry, child chained on it, before and after pruning",
+		secrets: []string{"TOKEN"},
+		prepare: serveRegistry,
+		run:     bakeAndPrune,
+	},
+	{
+		Name:    "outputs",
+		About:   "image, oci, local, docker and registry outputs, with provenance, of targets chained on base with a secret",
+		secrets: []string{"TOKEN"},
+		prepare: serveRegistry,
+		run:     bakeOutputs,
+	},
+	{
+		Name:    "nocache-base",
+		About:   "no-cache on base with a secret, child chained on it",
+		file:    "secret",
+		secrets: []string{"TOKEN"},
+		run:     bakeAgain(map[string]bool{baseStep: false}, "--set", "base.no-cache=true"),
+	},
+	{
+		Name:    "nocache-child",
+		About:   "no-cache on the child that is chained on base with a secret",
+		file:    "secret",
+		secrets: []string{"TOKEN"},
+		run:     bakeAgain(map[string]bool{baseStep: true, childStep: false}, "--set", "default.no-cache=true"),
+	},
+	{
+		Name:    "nocache-both",
+		About:   "no-cache on base with a secret and on the child chained on it",
+		file:    "secret",
+		secrets: []string{"TOKEN"},
+		run:     bakeAgain(map[string]bool{baseStep: false, childStep: false}, "--set", "base.no-cache=true", "--set", "default.no-cache=true"),
+	},
+	{
+		Name:    "buildcontext",
+		About:   "buildx build with --build-context: a private git repository, and an OCI layout that was built with a secret",
+		secrets: []string{"TOKEN"},
+		prepare: serveGit,
+		run:     buildWithContexts,
+	},
+	{
+		Name:        "compose",
+		About:       "docker compose build: additional_contexts with service:base, which has a secret, on two platforms",
+		NeedsDocker: true,
+		since:       "v0.17.0", // asked for by compose
+		secrets:     []string{"TOKEN"},
+		prepare:     startCompose,
+		run:         composeBuild,
+	},
+}...)
+
+// FindScenarios returns the scenarios of the given names, all of the demo for none.
+func FindScenarios(names []string) ([]Scenario, error) {
+	if len(names) == 0 {
+		return DemoScenarios, nil
+	}
+	known := map[string]Scenario{}
+	var all []string
+	for _, l := range Scenarios {
+		known[l.Name] = l
+		all = append(all, l.Name)
+	}
+	var out []Scenario
+	for _, name := range names {
+		l, ok := known[name]
+		if !ok {
+			return nil, errors.Errorf("no scenario %q, there are %s", name, strings.Join(all, ", "))
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// RunsWith tells if a version of buildx has what the scenario uses.
+func (l Scenario) RunsWith(version string) bool {
+	return l.since == "" || semver.Compare(version, l.since) >= 0
+}
+
+// Project is a scenario that is ready to run.
+type Project struct {
+	Scenario
+
+	dir      string
+	env      []string // for all runs
+	closers  []io.Closer
+	git      *GitServer
+	registry *Registry
+	compose  string // binary
+}
+
+// NewProject writes the files of a scenario to a temporary folder and starts what
+// it needs. It must be closed.
+func NewProject(ctx context.Context, l Scenario) (_ *Project, retErr error) {
+	dir, err := tempDir("graphload-project-")
+	if err != nil {
+		return nil, err
+	}
+	p := &Project{Scenario: l, dir: dir}
+	defer func() {
+		if retErr != nil {
+			p.Close()
+		}
+	}()
+	if p.Scenario.file == "" {
+		p.Scenario.file = l.Name
+	}
+	if err := WriteRootfs(filepath.Join(dir, "rootfs")); err != nil {
+		return nil, err
+	}
+	if l.ssh {
+		agent, err := StartSSHAgent(ctx, "testbed")
+		if err != nil {
+			return nil, err
+		}
+		p.closers = append(p.closers, agent)
+		p.env = append(p.env, "SSH_AUTH_SOCK="+agent.Socket)
+	}
+	if l.prepare != nil {
+		if err := l.prepare(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	if l.prepare == nil || l.run == nil {
+		return p, p.writeFile(p.Scenario.file+".hcl", "docker-bake.hcl")
+	}
+	return p, nil
+}
+
+// path is of a file in the folder of the project.
+func (p *Project) path(name string) string {
+	return filepath.Join(p.dir, name)
+}
+
+// writeFile copies a file of testdata/scenarios into the folder of the project.
+func (p *Project) writeFile(src, name string) error {
+	dt, err := scenarioFiles.ReadFile("testdata/scenarios/" + src)
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	if err := p.serveGit(ctx, map[string]string{"docker-bake.hcl": string(chain), "marker": "from git\n"}, nil); err != nil {
-		return err
-	}
-	return p.writeFile("remote.hcl", "override.hcl")
+	return errors.WithStack(os.WriteFile(p.path(name), dt, 0o600))
 }
 
-// bakeRemote bakes the file in the repository with one of the machine.
-func bakeRemote(ctx context.Context, p *Project, b *Builder, r run) error {
-	_, err := b.Output(ctx, p.dir, r.env, "bake", "--progress", "plain", "--no-cache",
-		"--file", "docker-bake.hcl", "--file", "cwd://override.hcl", p.git.URL+"#main")
-	return err
-}
-
-// serveGit serves a repository with a file to those who have a token.
-func serveGit(ctx context.Context, p *Project) error {
-	token := rand.Text()
-	if err := p.serveGit(ctx, map[string]string{"file": "content\n"}, Users{token: "user"}); err != nil {
-		return err
-	}
-	p.env = append(p.env, "GIT_URL="+p.git.URL+"#main", "GIT_TOKEN="+token)
-	return nil
-}
-
-func (p *Project) serveGit(ctx context.Context, files map[string]string, users Users) (err error) {
-	if p.git, err = StartGitServer(ctx, files, users); err == nil {
-		p.closers = append(p.closers, p.git)
-	}
-	return err
-}
-
-// serveRegistry starts an empty registry for anybody.
-func serveRegistry(ctx context.Context, p *Project) error {
-	return p.serveRegistry(ctx, RegistryOptions{})
-}
-
-// servePrivateRegistry starts an empty registry for those who log in.
-func servePrivateRegistry(ctx context.Context, p *Project) error {
-	return p.serveRegistry(ctx, RegistryOptions{Users: map[string]string{"user": rand.Text()}})
-}
-
-func (p *Project) serveRegistry(ctx context.Context, opt RegistryOptions) (err error) {
-	if p.registry, err = StartRegistry(ctx, opt); err != nil {
-		return err
-	}
-	p.closers = append(p.closers, p.registry)
-	p.env = append(p.env, "REGISTRY="+p.registry.Host)
-	return p.writeFile(p.file+".hcl", "docker-bake.hcl")
-}
-
-// bakeOnImage pushes an image and bakes what starts from it.
-func bakeOnImage(ctx context.Context, p *Project, b *Builder, r run) error {
-	if err := p.registry.Login(b.Config, "user"); err != nil {
-		return err
-	}
-	file := p.path("docker-bake.hcl")
-	if err := b.Bake(ctx, file, r.env, "image"); err != nil {
-		return err
-	}
-	return b.Bake(ctx, file, r.env, "--no-cache", "--pull")
-}
-
-// bakeAndPrune bakes, removes everything from the daemon and bakes again with
-// the same secret, with what is in the cache.
-func bakeAndPrune(ctx context.Context, p *Project, b *Builder, r run) error {
-	file := p.path("docker-bake.hcl")
-	if err := b.Bake(ctx, file, r.env); err != nil {
-		return err
-	}
-	if _, err := b.Output(ctx, p.dir, nil, "prune", "--all", "--force"); err != nil {
-		return err
-	}
-	log, err := b.BakeLog(ctx, file, r.env)
+// Run bakes the project once.
+func (p *Project) Run(ctx context.Context, b *Builder) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, runTimeout, errors.Errorf("not done within %s", runTimeout))
+	defer cancel()
+	// two daemons may run it at the same time, and the project is what they read
+	out, err := tempDir("graphload-out-")
 	if err != nil {
 		return err
 	}
-	if strings.Contains(log, "/run/secrets/token: OK") {
-		return errors.Errorf("the step of base ran again: %s", log)
+	defer os.RemoveAll(out)
+	r := run{values: map[string]string{}, out: out, tag: strings.ToLower(rand.Text())}
+	r.env = slices.Concat(p.env, []string{"OUT=" + r.out, "RUN=" + r.tag})
+	for _, name := range p.secrets {
+		value := rand.Text()
+		sum := sha256.Sum256([]byte(value))
+		r.values[name] = value
+		r.env = append(r.env, name+"="+value, name+"_SHA256="+hex.EncodeToString(sum[:]))
 	}
-	return nil
+	if p.Scenario.run != nil {
+		return p.Scenario.run(ctx, p, b, r)
+	}
+	return b.Bake(ctx, p.path("docker-bake.hcl"), r.env, "--no-cache")
 }
 
-// What the names of the steps of base and of its child contain, in the files that
-// have these targets.
-const (
-	baseStep  = "sha256sum -c /token.sha256"
-	childStep = "RUN cp /token.sha256 /child"
-)
-
-// bakeAgain bakes, and bakes again with other arguments and the same secret. Then
-// steps are in the cache, or not.
-func bakeAgain(cached map[string]bool, args ...string) func(context.Context, *Project, *Builder, run) error {
-	return func(ctx context.Context, p *Project, b *Builder, r run) error {
-		file := p.path("docker-bake.hcl")
-		if err := b.Bake(ctx, file, r.env); err != nil {
-			return err
-		}
-		log, err := b.BakeLog(ctx, file, r.env, args...)
-		if err != nil {
-			return err
-		}
-		return expectSteps(log, cached)
-	}
-}
-
-// stepLine is a line of plain progress: the number of a vertex, and what is said
-// of it.
-var stepLine = regexp.MustCompile(`(?m)^(#\d+) (.*)$`)
-
-// expectSteps tells, from plain progress, if steps with these names were in the
-// cache, or ran.
-func expectSteps(log string, cached map[string]bool) error {
-	names, hits := map[string]string{}, map[string]bool{}
-	for _, m := range stepLine.FindAllStringSubmatch(log, -1) {
-		if _, ok := names[m[1]]; !ok {
-			names[m[1]] = m[2]
-		}
-		if m[2] == "CACHED" {
-			hits[m[1]] = true
+// Close stops what was started and removes the files.
+func (p *Project) Close() (err error) {
+	for _, c := range slices.Backward(p.closers) {
+		if closeErr := c.Close(); err == nil {
+			err = closeErr
 		}
 	}
-	for step, want := range cached {
-		found := false
-		for number, name := range names {
-			if !strings.Contains(name, step) {
-				continue
-			}
-			found = true
-			if hits[number] != want {
-				return errors.Errorf("%s %s: cached is %t: %s", number, name, hits[number], log)
-			}
-		}
-		if !found {
-			return errors.Errorf("no step with %q: %s", step, log)
-		}
+	if rmErr := os.RemoveAll(p.dir); err == nil {
+		err = errors.WithStack(rmErr)
 	}
-	return nil
-}
-
-// bakeOutputs bakes targets with an output of every kind and looks at them.
-func bakeOutputs(ctx context.Context, p *Project, b *Builder, r run) error {
-	if err := b.Bake(ctx, p.path("docker-bake.hcl"), r.env, "--no-cache"); err != nil {
-		return err
-	}
-	const predicate = "https://slsa.dev/provenance/"
-	for _, f := range []struct {
-		name, contains string
-	}{
-		{"local/linux_amd64/child", "/run/secrets/token"},
-		{"local/linux_arm64/child", "/run/secrets/token"},
-		{"local/linux_amd64/provenance.json", predicate},
-		{"local/linux_amd64/provenance.json", `"llbDefinition"`}, // of mode=max
-		{"oci.tar", predicate},
-		{"docker.tar", "manifest.json"},
-	} {
-		dt, err := os.ReadFile(filepath.Join(r.out, f.name))
-		if err != nil {
-			return errors.WithStack(err)
-		}
-		if !bytes.Contains(dt, []byte(f.contains)) {
-			return errors.Errorf("%s does not contain %s", f.name, f.contains)
-		}
-		if bytes.Contains(dt, []byte(r.values["TOKEN"])) {
-			return errors.Errorf("%s contains the secret", f.name)
-		}
-	}
-	for _, image := range []string{"image", "registry"} {
-		dt, err := p.registry.manifest(ctx, image, r.tag)
-		if err != nil {
-			return err
-		}
-		if !bytes.Contains(dt, []byte("attestation-manifest")) {
-			return errors.Errorf("%s has no attestations: %s", image, dt)
-		}
-	}
-	return nil
-}
-
-// manifest returns the manifest or index of an image, from a registry that is open
-// to anybody.
-func (r *Registry) manifest(ctx context.Context, image, tag string) ([]byte, error) {
-	url := "http://" + r.Host + "/v2/" + image + "/manifests/" + tag
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	req.Header.Set("Accept", "application/vnd.oci.image.index.v1+json")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	defer resp.Body.Close()
-	dt, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = errors.Errorf("%s: %s", url, resp.Status)
-	}
-	return dt, errors.WithStack(err)
-}
-
-// buildWithContexts builds an OCI layout, and an image with the layout and a
-// private repository as contexts.
-func buildWithContexts(ctx context.Context, p *Project, b *Builder, r run) error {
-	for _, name := range []string{"base.Dockerfile", "child.Dockerfile"} {
-		if err := p.writeFile("buildcontext/"+name, name); err != nil {
-			return err
-		}
-	}
-	layout := filepath.Join(r.out, "layout")
-	build := func(dockerfile string, args ...string) error {
-		_, err := b.Output(ctx, p.dir, r.env, append([]string{"build", "--progress", "plain", "--no-cache", "--file", dockerfile, "."}, args...)...)
-		return err
-	}
-	if err := build("base.Dockerfile", "--secret", "id=token,env=TOKEN", "--output", "type=oci,tar=false,name=base:latest,dest="+layout); err != nil {
-		return err
-	}
-	return build("child.Dockerfile", "--secret", "id=GIT_AUTH_TOKEN,env=GIT_TOKEN", "--output", "type=cacheonly",
-		"--build-context", "repo="+p.git.URL+"#main", "--build-context", "base=oci-layout://"+layout+":latest", "--build-arg", "TOKEN_SHA256")
-}
-
-const composeVersion = "v5.3.1"
-
-// ComposeBinary returns the path of an unmodified docker compose. It is built
-// when it is used for the first time, and kept in the cache folder of the user.
-func ComposeBinary(ctx context.Context) (string, error) {
-	return tool{
-		name:    "docker-compose",
-		module:  "github.com/docker/compose/v5",
-		version: composeVersion,
-		sum:     "h1:rZiPwrtg1dBmVGcHiioLtzCS+TcvZq81zl0zs2BwtbE=",
-		pkg:     "./cmd",
-		ldflags: "-X github.com/docker/compose/v5/internal.Version=" + composeVersion,
-	}.install(ctx)
-}
-
-// startCompose starts a Docker engine, which compose wants to talk to.
-func startCompose(ctx context.Context, p *Project) (err error) {
-	if p.compose, err = ComposeBinary(ctx); err != nil {
-		return err
-	}
-	if err := FetchDocker(ctx); err != nil {
-		return err
-	}
-	engine, err := StartDocker(ctx)
-	if err != nil {
-		return err
-	}
-	p.closers = append(p.closers, engine)
-	p.env = append(p.env, "DOCKER_HOST="+engine.Host)
-	return p.writeFile("compose.yaml", "compose.yaml")
-}
-
-// composeBuild builds with the builder of buildx, which is a plugin for compose.
-func composeBuild(ctx context.Context, p *Project, b *Builder, r run) error {
-	plugins := filepath.Join(b.Config, "cli-plugins")
-	if err := os.MkdirAll(plugins, 0o700); err != nil {
-		return errors.WithStack(err)
-	}
-	if err := os.Symlink(b.buildx, filepath.Join(plugins, "docker-buildx")); err != nil && !os.IsExist(err) {
-		return errors.WithStack(err)
-	}
-	cmd := command(ctx, p.compose, "--progress", "plain", "build", "--no-cache")
-	cmd.Dir = p.dir
-	cmd.Env = slices.Concat(b.Command(ctx).Env, r.env, []string{"BUILDX_BUILDER=" + builderName})
-	_, err := output(cmd)
 	return err
 }

@@ -50,7 +50,7 @@ func Binary(flavor Flavor, name string) (string, error) {
 	}
 	if flavor == Upstream {
 		dir = filepath.Join(dir, "upstream")
-		hint += " --pristine"
+		hint += " --unmodified"
 	}
 	path := filepath.Join(dir, name)
 	if _, err := os.Stat(path); err != nil {
@@ -72,7 +72,7 @@ func Check() error {
 	return nil
 }
 
-// Programs returns the versions of what the loops run on, beside buildx. The Docker
+// Programs returns the versions of what the scenarios run on, beside buildx. The Docker
 // engine must have been fetched.
 func Programs(ctx context.Context) ([]string, error) {
 	dir, err := dockerDir()
