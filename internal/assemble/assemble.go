@@ -146,9 +146,6 @@ func plan(opt Options, src *upstream.Source, seams []*seam.Seam) (*Tree, error) 
 	byPackage := map[string][]*seam.Seam{}
 	for _, s := range seams {
 		byPackage[s.Package] = append(byPackage[s.Package], s)
-		if s.DroppedFor != "" && !slices.Contains(t.Added, s.DroppedFor) {
-			return nil, errors.Errorf("seam %s drops %s for %s, which is not an added file", s.Name, s.In, s.DroppedFor)
-		}
 	}
 	matches := map[*seam.Seam]seam.Match{}
 	for _, name := range slices.Sorted(maps.Keys(byPackage)) {

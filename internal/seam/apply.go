@@ -116,14 +116,10 @@ func (p *pkg) apply(s *Seam) (Match, error) {
 		at, err = e.rename(decl, s.Rename)
 	case s.ReplaceCall != "":
 		at, err = e.replaceCall(decl)
-	case s.ExtendCondition != "":
-		at, err = e.extendCondition(decl)
 	case s.InsertAfter != "":
 		at, err = e.insertAfter(decl)
 	case s.Split != nil:
 		at, err = e.split(decl)
-	case s.DroppedFor != "":
-		at, err = e.drop(decl)
 	default:
 		err = errors.New("no operation")
 	}
@@ -327,35 +323,6 @@ func (e *editor) replaceCall(d ast.Decl) (token.Pos, error) {
 	return expr.Pos(), nil
 }
 
-func (e *editor) extendCondition(d ast.Decl) (token.Pos, error) {
-	fd, err := e.body(d)
-	if err != nil {
-		return token.NoPos, err
-	}
-	pattern, err := parser.ParseExpr(e.seam.ExtendCondition)
-	if err != nil {
-		return token.NoPos, errors.Wrapf(err, "extend-condition %q", e.seam.ExtendCondition)
-	}
-	want := source(pattern)
-	var found []ast.Expr
-	ast.Inspect(fd.Body, func(n ast.Node) bool {
-		if is, ok := n.(*ast.IfStmt); ok && source(is.Cond) == want {
-			found = append(found, is.Cond)
-		}
-		return true
-	})
-	cond, err := one(e.pkg, "condition "+e.seam.ExtendCondition, found)
-	if err != nil {
-		return token.NoPos, err
-	}
-	if be, ok := cond.(*ast.BinaryExpr); ok && be.Op == token.LOR && strings.HasPrefix(e.seam.With, "&&") {
-		return token.NoPos, errors.Errorf("condition %q at %s is an alternative, && would extend its last part only", want, e.pos(cond.Pos()))
-	}
-	at := e.offset(cond.End())
-	e.replace(at, at, " "+e.seam.With)
-	return cond.Pos(), nil
-}
-
 // statement finds the only statement below n that is pattern, or whose first
 // line is.
 func (e *editor) statement(n ast.Node, pattern string) (ast.Stmt, error) {
@@ -437,27 +404,6 @@ func (e *editor) split(d ast.Decl) (token.Pos, error) {
 	last := fd.Body.List[len(fd.Body.List)-1]
 	e.replace(e.offset(stmt.Pos()), e.offset(last.End()), e.seam.Split.With)
 	return stmt.Pos(), nil
-}
-
-// drop removes the declaration with its comment and the empty line before it.
-func (e *editor) drop(d ast.Decl) (token.Pos, error) {
-	start := d.Pos()
-	var doc *ast.CommentGroup
-	switch d := d.(type) {
-	case *ast.FuncDecl:
-		doc = d.Doc
-	case *ast.GenDecl:
-		doc = d.Doc
-	}
-	if doc != nil {
-		start = doc.Pos()
-	}
-	from, to := e.offset(start), e.offset(d.End())
-	for from > 0 && e.file.src[from-1] == '\n' {
-		from--
-	}
-	e.replace(from, to, "")
-	return d.Pos(), nil
 }
 
 // result applies the edits to the file and removes imports that nothing uses

@@ -9,9 +9,7 @@ func FuzzParse(f *testing.F) {
 		"releases:\n  v1.0.0: h1:abc=\nseams:\n- {name: a, package: p, in: T, why: w, add-field: f int}\n",
 		"seams:\n- {name: a, package: p, in: F, why: w, rename: g}\n",
 		"seams:\n- {name: a, package: p, in: F, why: w, replace-call: f, with: g}\n",
-		"seams:\n- {name: a, package: p, in: F, why: w, extend-condition: n > 0, with: \"&& ok\"}\n",
 		"seams:\n- {name: a, package: p, in: F, why: w, insert-after: f(), with: g()}\n",
-		"seams:\n- {name: a, package: p, in: F, why: w, dropped-for: p/f.go}\n",
 		"seams:\n- {name: a, package: p, in: F, why: w, split: {from: f(), rename: b, result: int, with: return 1}}\n",
 		"modules:\n  other:\n    path: example.com/other\n    releases: {v1.0.0: h1:abc=}\n    seams:\n    - {name: a, package: p, in: F, why: w, rename: g}\n",
 	} {

@@ -44,15 +44,13 @@ type Seam struct {
 	In      string `yaml:"in"`      // Name, or Type.Method
 	Why     string `yaml:"why"`
 
-	AddField        string `yaml:"add-field"`
-	Rename          string `yaml:"rename"`
-	ReplaceCall     string `yaml:"replace-call"`
-	ExtendCondition string `yaml:"extend-condition"`
-	InsertAfter     string `yaml:"insert-after"`
-	Split           *Split `yaml:"split"`
-	DroppedFor      string `yaml:"dropped-for"`
+	AddField    string `yaml:"add-field"`
+	Rename      string `yaml:"rename"`
+	ReplaceCall string `yaml:"replace-call"`
+	InsertAfter string `yaml:"insert-after"`
+	Split       *Split `yaml:"split"`
 
-	// With is the new code of replace-call, extend-condition and insert-after.
+	// With is the new code of replace-call and insert-after.
 	With string `yaml:"with"`
 }
 
@@ -154,10 +152,8 @@ func (s *Seam) operations() [][2]string {
 		{"add-field", s.AddField},
 		{"rename", s.Rename},
 		{"replace-call", s.ReplaceCall},
-		{"extend-condition", s.ExtendCondition},
 		{"insert-after", s.InsertAfter},
 		{"split", split},
-		{"dropped-for", s.DroppedFor},
 	}
 }
 
@@ -185,7 +181,7 @@ func (s *Seam) validate() error {
 		return errors.Errorf("there must be exactly one operation, found %d %v", len(ops), ops)
 	}
 	switch op := ops[0]; op {
-	case "replace-call", "extend-condition", "insert-after":
+	case "replace-call", "insert-after":
 		if s.With == "" {
 			return errors.Errorf("%s needs the new code in with", op)
 		}
@@ -199,9 +195,6 @@ func (s *Seam) validate() error {
 	}
 	if sp := s.Split; sp != nil && (!nameRegexp.MatchString(sp.Rename) || sp.Result == "" || sp.With == "") {
 		return errors.New("split needs rename, result, from and with")
-	}
-	if s.ExtendCondition != "" && !strings.HasPrefix(s.With, "&& ") && !strings.HasPrefix(s.With, "|| ") {
-		return errors.Errorf("with is %q: extend a condition with && or ||", s.With)
 	}
 	return nil
 }

@@ -123,16 +123,6 @@ func TestApply(t *testing.T) {
 			from: "time.Now()", to: "time.Unix()", line: 35,
 		},
 		{
-			name: "extend a condition",
-			seam: Seam{In: "New", ExtendCondition: `t.a==0 && t.bcd==""`, With: "&& !t.kept()"},
-			from: `t.bcd == "" {`, to: `t.bcd == "" && !t.kept() {`, line: 23,
-		},
-		{
-			name: "extend an alternative on two lines",
-			seam: Seam{In: "New", ExtendCondition: "t.a == 1 || t.a == 2", With: "|| t.a == 3"},
-			from: "t.a == 2 {", to: "t.a == 2 || t.a == 3 {", line: 26,
-		},
-		{
 			name: "insert a block",
 			seam: Seam{In: "New", InsertAfter: "for i := range 3 {", With: "if t.a > 1 {\n  return nil\n}\n"},
 			from: "\t} // done\n", to: "\t} // done\n\tif t.a > 1 {\n\t\treturn nil\n\t}\n", line: 20,
@@ -146,11 +136,6 @@ func TestApply(t *testing.T) {
 			name: "insert after a statement in a block",
 			seam: Seam{In: "T.Run", InsertAfter: `return "", fmt.Errorf("negative")`, With: "panic(n)"},
 			from: "negative\")\n", to: "negative\")\n\t\tpanic(n)\n", line: 37,
-		},
-		{
-			name: "drop a function with its comment",
-			seam: Seam{In: "New", DroppedFor: "new.go"},
-			from: gofmtSource[index("// New returns"):index("// Run runs")], to: "", line: 18,
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -198,17 +183,17 @@ func TestApplySplit(t *testing.T) {
 func TestApplyDropsFirstImports(t *testing.T) {
 	t.Parallel()
 	src := "package p\n\nimport (\n\t\"fmt\"\n\n\t\"example.com/other\"\n)\n\nfunc F() { fmt.Println() }\n\nfunc G() { other.G() }\n"
-	changed, _, err := Apply("p", map[string][]byte{"p.go": []byte(src)}, []*Seam{{Name: "drop", In: "F", DroppedFor: "f.go"}})
+	changed, _, err := Apply("p", map[string][]byte{"p.go": []byte(src)}, []*Seam{{Name: "print", In: "F", ReplaceCall: "fmt.Println", With: "println"}})
 	require.NoError(t, err)
-	require.Equal(t, "package p\n\nimport (\n\t\"example.com/other\"\n)\n\nfunc G() { other.G() }\n", string(changed["p.go"]))
+	require.Equal(t, "package p\n\nimport (\n\t\"example.com/other\"\n)\n\nfunc F() { println() }\n\nfunc G() { other.G() }\n", string(changed["p.go"]))
 }
 
 func TestApplyDropsAllImports(t *testing.T) {
 	t.Parallel()
 	src := "package p\n\nimport (\n\t\"fmt\"\n)\n\ntype T int\n\nfunc F() { fmt.Println() }\n"
-	changed, _, err := Apply("p", map[string][]byte{"p.go": []byte(src)}, []*Seam{{Name: "drop", In: "F", DroppedFor: "f.go"}})
+	changed, _, err := Apply("p", map[string][]byte{"p.go": []byte(src)}, []*Seam{{Name: "print", In: "F", ReplaceCall: "fmt.Println", With: "println"}})
 	require.NoError(t, err)
-	require.Equal(t, "package p\n\ntype T int\n", string(changed["p.go"]))
+	require.Equal(t, "package p\n\ntype T int\n\nfunc F() { println() }\n", string(changed["p.go"]))
 }
 
 func TestLocate(t *testing.T) {
@@ -246,8 +231,6 @@ func TestApplyErrors(t *testing.T) {
 		{name: "two calls", seams: []*Seam{{In: "T.Run", ReplaceCall: "twice(n)", With: "g()"}}, err: `"call twice(n)" found 2 times: p/p.go:39, p/p.go:40`},
 		{name: "two calls of a function", seams: []*Seam{{In: "T.Run", ReplaceCall: "twice", With: "g"}}, err: "found 2 times"},
 		{name: "a call that is no code", seams: []*Seam{{In: "T.Run", ReplaceCall: "f(", With: "g"}}, err: `replace-call "f("`},
-		{name: "no condition", seams: []*Seam{{In: "New", ExtendCondition: "t.a == 0", With: "&& b"}}, err: "not found"},
-		{name: "and after or", seams: []*Seam{{In: "New", ExtendCondition: "t.a == 1 || t.a == 2", With: "&& b"}}, err: "extend its last part only"},
 		{name: "no statement", seams: []*Seam{{In: "New", InsertAfter: "x := 1", With: "f()"}}, err: `"statement x := 1" not found`},
 		{name: "two statements", seams: []*Seam{{In: "T.Run", InsertAfter: "twice(n)", With: "f()"}}, err: "found 2 times"},
 		{name: "a statement with code behind it", src: "package p\n\nfunc New() {\n\tf(func() { g() })\n}\n", seams: []*Seam{{In: "New", InsertAfter: "g()", With: "h()"}}, err: `statement "g()" at p/p.go:4 has "})" behind it on its line`},
@@ -306,18 +289,17 @@ func TestParse(t *testing.T) {
 	require.EqualError(t, err, `no module "gone", there are other`)
 
 	for in, want := range map[string]string{
-		"seams:\n- {package: p}\n":                                                       "seam 1 has no name",
-		ok + "- {name: a, package: p, in: T, why: w, add-field: f int}\n":                "seam a is listed twice",
-		"seams:\n- {name: a, package: p, in: T, add-field: f int}\n":                     "seam a: why is missing",
-		"seams:\n- {name: a, package: p, in: '(*T).M', why: w, rename: m}\n":             "name a declaration as Name or Type.Method",
-		"seams:\n- {name: a, package: p, in: T, why: w}\n":                               "exactly one operation, found 0",
-		"seams:\n- {name: a, package: p, in: T, why: w, rename: x, add-field: f int}\n":  "exactly one operation, found 2 [add-field rename]",
-		"seams:\n- {name: a, package: p, in: T, why: w, rename: x.y}\n":                  "give the new name only",
-		"seams:\n- {name: a, package: p, in: T, why: w, rename: x, with: y}\n":           "rename takes no with",
-		"seams:\n- {name: a, package: p, in: T, why: w, replace-call: f}\n":              "replace-call needs the new code in with",
-		"seams:\n- {name: a, package: p, in: T, why: w, extend-condition: c, with: b}\n": "extend a condition with && or ||",
-		"seams:\n- {name: a, package: p, in: T, why: w, split: {from: c, rename: b}}\n":  "split needs rename, result, from and with",
-		"seams:\n- {name: a, package: p, in: T, why: w, typo: b}\n":                      "field typo not found",
+		"seams:\n- {package: p}\n":                                                      "seam 1 has no name",
+		ok + "- {name: a, package: p, in: T, why: w, add-field: f int}\n":               "seam a is listed twice",
+		"seams:\n- {name: a, package: p, in: T, add-field: f int}\n":                    "seam a: why is missing",
+		"seams:\n- {name: a, package: p, in: '(*T).M', why: w, rename: m}\n":            "name a declaration as Name or Type.Method",
+		"seams:\n- {name: a, package: p, in: T, why: w}\n":                              "exactly one operation, found 0",
+		"seams:\n- {name: a, package: p, in: T, why: w, rename: x, add-field: f int}\n": "exactly one operation, found 2 [add-field rename]",
+		"seams:\n- {name: a, package: p, in: T, why: w, rename: x.y}\n":                 "give the new name only",
+		"seams:\n- {name: a, package: p, in: T, why: w, rename: x, with: y}\n":          "rename takes no with",
+		"seams:\n- {name: a, package: p, in: T, why: w, replace-call: f}\n":             "replace-call needs the new code in with",
+		"seams:\n- {name: a, package: p, in: T, why: w, split: {from: c, rename: b}}\n": "split needs rename, result, from and with",
+		"seams:\n- {name: a, package: p, in: T, why: w, typo: b}\n":                     "field typo not found",
 		"seams: [1":                                        "did not find expected",
 		"path: example.com\n":                              "path is for modules other than BuildKit",
 		"modules: {other: }\n":                             `module "other" needs a path`,
@@ -347,9 +329,7 @@ func FuzzApply(f *testing.F) {
 			{AddField: pattern},
 			{Rename: pattern},
 			{ReplaceCall: pattern, With: with},
-			{ExtendCondition: pattern, With: with},
 			{InsertAfter: pattern, With: with},
-			{DroppedFor: pattern},
 			{Split: &Split{Rename: pattern, Result: with, From: pattern, With: with}},
 		} {
 			s.Name, s.In = "fuzz", in
