@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/internal/debian"
-	"github.com/graphload/graphload/internal/dist"
+	"github.com/graphload/graphload/internal/release"
 	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/moby/buildkit/client"
@@ -58,12 +58,12 @@ func removeImages() {
 }
 
 // imageOf is a name that no registry can be asked about.
-func imageOf(flavor testbed.Flavor, v dist.Variant) string {
+func imageOf(flavor testbed.Flavor, v release.Variant) string {
 	return "127.0.0.1:1/" + string(flavor) + ":" + string(v)
 }
 
 // file returns the archive of an image.
-func (s *imageSet) file(ctx context.Context, flavor testbed.Flavor, v dist.Variant) (string, error) {
+func (s *imageSet) file(ctx context.Context, flavor testbed.Flavor, v release.Variant) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name := imageOf(flavor, v)
@@ -86,7 +86,7 @@ func (s *imageSet) file(ctx context.Context, flavor testbed.Flavor, v dist.Varia
 }
 
 // buildImage has a daemon of this repository build an image in the folder dir.
-func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.Variant, file string) (retErr error) {
+func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v release.Variant, file string) (retErr error) {
 	root, err := upstream.Root()
 	if err != nil {
 		return err
@@ -102,7 +102,7 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.V
 		}
 		return debian.Open(ctx, debs, runtime.GOARCH, debian.DefaultMirror)
 	})
-	c, err := dist.NewImageContext(dir)
+	c, err := release.NewImageContext(dir)
 	if err != nil {
 		return err
 	}
@@ -113,8 +113,8 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.V
 	if err != nil {
 		return err
 	}
-	b := &dist.Builder{Arch: runtime.GOARCH, Dir: c.BinDir(runtime.GOARCH), Work: dir + ".work", Archive: a}
-	for _, component := range dist.Components {
+	b := &release.Builder{Arch: runtime.GOARCH, Dir: c.BinDir(runtime.GOARCH), Work: dir + ".work", Archive: a}
+	for _, component := range release.Components {
 		if err := b.CachedComponent(ctx, component, tools); err != nil {
 			return err
 		}
@@ -153,19 +153,19 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v dist.V
 		return err
 	}
 	defer bk.Close()
-	if err := c.Build(ctx, bk, dist.ImageOptions{
+	if err := c.Build(ctx, bk, release.ImageOptions{
 		Variant: v, Archs: []string{runtime.GOARCH}, Name: imageOf(flavor, v), Output: file + ".oci",
 	}); err != nil {
 		return err
 	}
-	if err := dist.CheckImage(file+".oci", []string{runtime.GOARCH}); err != nil {
+	if err := release.CheckImage(file+".oci", []string{runtime.GOARCH}); err != nil {
 		return err
 	}
-	return dist.WriteDockerArchive(file+".oci", runtime.GOARCH, imageOf(flavor, v), file)
+	return release.WriteDockerArchive(file+".oci", runtime.GOARCH, imageOf(flavor, v), file)
 }
 
 // newDocker starts an engine that has the images.
-func newDocker(t *testing.T, v dist.Variant, flavors ...testbed.Flavor) *testbed.Docker {
+func newDocker(t *testing.T, v release.Variant, flavors ...testbed.Flavor) *testbed.Docker {
 	t.Helper()
 	requireDocker(t)
 	var files []string
@@ -217,8 +217,8 @@ const (
 // TestDockerContainer bakes the scenarios through the docker-container driver with
 // the image of this repository.
 func TestDockerContainer(t *testing.T) {
-	d := newDocker(t, dist.Rootful, testbed.Graphload)
-	bakeInContainer(t, d, imageOf(testbed.Graphload, dist.Rootful), *containerRuns)
+	d := newDocker(t, release.Rootful, testbed.Graphload)
+	bakeInContainer(t, d, imageOf(testbed.Graphload, release.Rootful), *containerRuns)
 }
 
 // bakeInContainer bakes the scenarios with each buildx in a container of the image.
@@ -258,14 +258,14 @@ func TestDockerShippedImage(t *testing.T) {
 
 // TestDockerContainerTools runs what a daemon starts, in the image.
 func TestDockerContainerTools(t *testing.T) {
-	for _, v := range dist.Variants {
+	for _, v := range release.Variants {
 		t.Run(string(v), func(t *testing.T) {
 			d := newDocker(t, v, testbed.Graphload)
 			for _, command := range []string{
 				"buildkitd --version", "buildctl --version", "buildkit-runc --version", "git --version", "git ls-remote /nowhere 2>&1 | grep -i 'does not appear'",
 				"ssh -V", "openssl version", "pigz --version", "xz --version", "fuse-overlayfs --version", "fusermount3 --version",
 				"test $(grep -c BEGIN /etc/ssl/certs/ca-certificates.crt) -gt 100", "test $(stat -c %a /tmp) = 1777",
-				map[dist.Variant]string{dist.Rootful: "iptables --version", dist.Rootless: "rootlesskit --version && newuidmap 2>&1 | grep usage && id | grep 'uid=1000(user)'"}[v],
+				map[release.Variant]string{release.Rootful: "iptables --version", release.Rootless: "rootlesskit --version && newuidmap 2>&1 | grep usage && id | grep 'uid=1000(user)'"}[v],
 			} {
 				out, err := d.Run(t.Context(), "run", "--rm", "--network=host", "--entrypoint", "sh", imageOf(testbed.Graphload, v), "-ec", command)
 				require.NoError(t, err, command)
@@ -321,14 +321,14 @@ func newRepositories(t *testing.T) string {
 // daemon to the one of this repository and back, on the same volume. What was
 // computed stays computed, and the history keeps all builds.
 func TestDockerContainerUpgrade(t *testing.T) {
-	d := newDocker(t, dist.Rootful, testbed.Upstream, testbed.Graphload)
+	d := newDocker(t, release.Rootful, testbed.Upstream, testbed.Graphload)
 	dir := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(filepath.Join(dir, "rootfs")))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY rootfs /\nRUN echo made by a step > /made\n"), 0o600))
 
 	for i, flavor := range []testbed.Flavor{testbed.Upstream, testbed.Graphload, testbed.Upstream} {
 		ok := t.Run(fmt.Sprintf("%d %s", i+1, flavor), func(t *testing.T) {
-			b := newContainerBuilder(t, d, "v0.38.2", imageOf(flavor, dist.Rootful))
+			b := newContainerBuilder(t, d, "v0.38.2", imageOf(flavor, release.Rootful))
 			version, err := d.Run(t.Context(), "exec", containerName, "buildkitd", "--version")
 			require.NoError(t, err)
 			require.Equal(t, flavor == testbed.Graphload, strings.Contains(version, "+graphload"), version)
@@ -375,12 +375,12 @@ func histories(t *testing.T, d *testbed.Docker) (refs []string) {
 // TestDockerRootless starts the rootless image and bakes the scenarios in it. Where
 // the machine does not let a user make namespaces, the test says what it said.
 func TestDockerRootless(t *testing.T) {
-	d := newDocker(t, dist.Rootless, testbed.Graphload)
+	d := newDocker(t, release.Rootless, testbed.Graphload)
 	const name = "rootless"
 	port := freePort(t)
 	_, err := d.Run(t.Context(), "run", "-d", "--name", name, "--network=host", "--cgroup-parent", d.Cgroup,
 		"--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined", "--device", "/dev/fuse",
-		imageOf(testbed.Graphload, dist.Rootless), "--addr", "unix:///run/user/1000/buildkit/buildkitd.sock", "--addr", fmt.Sprintf("tcp://127.0.0.1:%d", port),
+		imageOf(testbed.Graphload, release.Rootless), "--addr", "unix:///run/user/1000/buildkit/buildkitd.sock", "--addr", fmt.Sprintf("tcp://127.0.0.1:%d", port),
 		"--oci-worker-no-process-sandbox", "--oci-worker-net=host")
 	require.NoError(t, err)
 	waitContainer(t, d, name, "buildctl", "debug", "workers")

@@ -10,7 +10,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/graphload/graphload/internal/audit"
-	"github.com/graphload/graphload/internal/dist"
+	"github.com/graphload/graphload/internal/release"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -80,7 +80,7 @@ func auditCommand() *cli.Command {
 // shippedBinaries are the binaries of the last dist, or of the last build.
 func shippedBinaries(root string) (bins []string, _ error) {
 	var patterns []string
-	for _, arch := range slices.Sorted(maps.Keys(dist.Architectures)) {
+	for _, arch := range slices.Sorted(maps.Keys(release.Architectures)) {
 		patterns = append(patterns, filepath.Join(root, "build", "dist", "context", arch, "bin", "*"))
 	}
 	for _, patterns := range [][]string{patterns, {filepath.Join(root, "bin", "build*")}} {

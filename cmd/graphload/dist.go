@@ -19,7 +19,7 @@ import (
 
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/debian"
-	"github.com/graphload/graphload/internal/dist"
+	"github.com/graphload/graphload/internal/release"
 	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/upstream"
@@ -64,7 +64,7 @@ func distCommand() *cli.Command {
 // installDistPackages installs the compilers for C of all architectures.
 func installDistPackages(ctx context.Context) error {
 	pkgs := map[string]string{"pkg-config": "pkg-config", "dpkg-deb": "dpkg"}
-	for arch, triplet := range dist.Architectures {
+	for arch, triplet := range release.Architectures {
 		if arch == runtime.GOARCH {
 			pkgs[triplet+"-gcc"] = "gcc"
 			pkgs["/usr/lib/"+triplet+"/libc.a"] = "libc6-dev"
@@ -92,10 +92,10 @@ type distribution struct {
 	env      []string // added to the one of the go command
 
 	names    []string // of what has been written
-	deps     map[string]dist.Dependency
+	deps     map[string]release.Dependency
 	linked   map[string][]debian.Package // into binaries, by architecture
-	licenses []dist.File
-	images   *dist.ImageContext
+	licenses []release.File
+	images   *release.ImageContext
 	archives map[string]*debian.Archive
 }
 
@@ -143,12 +143,12 @@ func sourceDateEpoch(ctx context.Context, root string) (time.Time, error) {
 
 // write writes everything.
 func (d *distribution) write(ctx context.Context, images bool) error {
-	d.names, d.deps, d.linked = nil, map[string]dist.Dependency{}, map[string][]debian.Package{}
+	d.names, d.deps, d.linked = nil, map[string]release.Dependency{}, map[string][]debian.Package{}
 	t, err := writeTree(ctx, d.opt)
 	if err != nil {
 		return err
 	}
-	if d.images, err = dist.NewImageContext(filepath.Join(d.work, "context")); err != nil {
+	if d.images, err = release.NewImageContext(filepath.Join(d.work, "context")); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
@@ -158,7 +158,7 @@ func (d *distribution) write(ctx context.Context, images bool) error {
 		return err
 	}
 	d.depend(gomod.Module{Path: upstream.Module, Version: d.opt.Version, Sum: t.Upstream.Sum})
-	for _, arch := range slices.Sorted(maps.Keys(dist.Architectures)) {
+	for _, arch := range slices.Sorted(maps.Keys(release.Architectures)) {
 		if err := d.build(ctx, t, arch); err != nil {
 			return err
 		}
@@ -198,7 +198,7 @@ func (d *distribution) build(ctx context.Context, t *assemble.Tree, arch string)
 	if err != nil {
 		return err
 	}
-	b := &dist.Builder{Arch: arch, Dir: d.images.BinDir(arch), Work: d.work, Archive: a, Env: d.env}
+	b := &release.Builder{Arch: arch, Dir: d.images.BinDir(arch), Work: d.work, Archive: a, Env: d.env}
 	ldflags, err := versionFlags(ctx, d.opt, upstream.Module)
 	if err != nil {
 		return err
@@ -209,7 +209,7 @@ func (d *distribution) build(ctx context.Context, t *assemble.Tree, arch string)
 			return err
 		}
 	}
-	for _, c := range dist.Components {
+	for _, c := range release.Components {
 		progressf("building %s %s for linux/%s", c.Name, c.Module.Version, arch)
 		pkgs, err := b.BuildComponent(ctx, c)
 		if err != nil {
@@ -219,7 +219,7 @@ func (d *distribution) build(ctx context.Context, t *assemble.Tree, arch string)
 		d.dependDebian(pkgs)
 		d.linked[arch] = append(d.linked[arch], pkgs...)
 	}
-	buildkit, err := dist.LicenseFiles("buildkit", t.Upstream.Dir)
+	buildkit, err := release.LicenseFiles("buildkit", t.Upstream.Dir)
 	if err != nil {
 		return err
 	}
@@ -255,22 +255,22 @@ func (d *distribution) writeArchive(arch string) error {
 		return err
 	}
 	files = append(files, d.licenses...)
-	var bins []dist.Binary
+	var bins []release.Binary
 	for _, name := range append([]string{"buildkitd", "buildctl"}, componentNames()...) {
 		path := filepath.Join(d.images.BinDir(arch), name)
-		files = append(files, dist.File{Name: "bin/" + name, Path: path, Mode: 0o755})
-		bins = append(bins, dist.Binary{Name: "bin/" + name, Path: path, Version: d.binaryVersion(name)})
+		files = append(files, release.File{Name: "bin/" + name, Path: path, Mode: 0o755})
+		bins = append(bins, release.Binary{Name: "bin/" + name, Path: path, Version: d.binaryVersion(name)})
 	}
 	name := d.name("linux-" + arch + ".tar.gz")
 	progressf("writing %s", name)
 	var buf bytes.Buffer
-	if err := dist.WriteArchive(&buf, files, d.epoch); err != nil {
+	if err := release.WriteArchive(&buf, files, d.epoch); err != nil {
 		return err
 	}
 	if err := d.writeFile(name, buf.Bytes()); err != nil {
 		return err
 	}
-	sbom, err := dist.SBOM(dist.Contents{Name: name, Version: version(d.opt), Revision: d.revision, Binaries: bins, Packages: d.linked[arch], Created: d.epoch})
+	sbom, err := release.SBOM(release.Contents{Name: name, Version: version(d.opt), Revision: d.revision, Binaries: bins, Packages: d.linked[arch], Created: d.epoch})
 	if err != nil {
 		return err
 	}
@@ -279,7 +279,7 @@ func (d *distribution) writeArchive(arch string) error {
 
 // componentNames are the components that are in the archive.
 func componentNames() (names []string) {
-	for _, c := range dist.Components {
+	for _, c := range release.Components {
 		if !c.Image {
 			names = append(names, c.Name)
 		}
@@ -288,7 +288,7 @@ func componentNames() (names []string) {
 }
 
 func (d *distribution) binaryVersion(name string) string {
-	for _, c := range dist.Components {
+	for _, c := range release.Components {
 		if c.Name == name {
 			return c.Module.Version
 		}
@@ -302,7 +302,7 @@ func (d *distribution) writeFile(name string, dt []byte) error {
 }
 
 func (d *distribution) depend(m gomod.Module) {
-	dep := dist.Dependency{Name: m.Path, URI: m.PURL()}
+	dep := release.Dependency{Name: m.Path, URI: m.PURL()}
 	if dt, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(m.Sum, "h1:")); err == nil {
 		dep.Digest = map[string]string{"dirHash1": hex.EncodeToString(dt)}
 	}
@@ -311,21 +311,21 @@ func (d *distribution) depend(m gomod.Module) {
 
 func (d *distribution) dependDebian(pkgs []debian.Package) {
 	for _, p := range pkgs {
-		d.deps[p.PURL()] = dist.Dependency{Name: p.Name, URI: p.PURL(), Digest: map[string]string{"sha256": p.SHA256}}
+		d.deps[p.PURL()] = release.Dependency{Name: p.Name, URI: p.PURL(), Digest: map[string]string{"sha256": p.SHA256}}
 	}
 }
 
 // writeProvenance writes how the files came to be, and the checksums of all.
 func (d *distribution) writeProvenance(ctx context.Context) error {
 	commit := strings.TrimSuffix(d.revision, ".m")
-	b := dist.Build{
+	b := release.Build{
 		Parameters: map[string]any{"upstream": d.opt.Version, "revision": d.revision, "sourceDateEpoch": d.epoch.Unix(), "debian": d.mirror.Archive},
-		Internal:   map[string]any{"go": dist.Toolchain},
-		Dependencies: []dist.Dependency{
+		Internal:   map[string]any{"go": release.Toolchain},
+		Dependencies: []release.Dependency{
 			{Name: "graphload", URI: "git+https://" + modulePath + "@" + commit, Digest: map[string]string{"gitCommit": commit}},
 		},
 	}
-	for _, triplet := range dist.Architectures {
+	for _, triplet := range release.Architectures {
 		dt, err := exec.CommandContext(ctx, triplet+"-gcc", "-dumpfullversion").Output()
 		if err != nil {
 			return errors.Wrapf(err, "%s-gcc", triplet)
@@ -335,14 +335,14 @@ func (d *distribution) writeProvenance(ctx context.Context) error {
 	for _, uri := range slices.Sorted(maps.Keys(d.deps)) {
 		b.Dependencies = append(b.Dependencies, d.deps[uri])
 	}
-	dt, err := dist.Provenance(d.dir, d.names, b)
+	dt, err := release.Provenance(d.dir, d.names, b)
 	if err != nil {
 		return err
 	}
 	if err := d.writeFile(d.name("provenance.json"), dt); err != nil {
 		return err
 	}
-	sums, err := dist.Checksums(d.dir, d.names)
+	sums, err := release.Checksums(d.dir, d.names)
 	if err != nil {
 		return err
 	}
@@ -373,11 +373,11 @@ func (d *distribution) check(ctx context.Context, images bool) (retErr error) {
 	}
 	var differ []string
 	for _, name := range append(slices.Clip(d.names), checksums) {
-		first, err := dist.SHA256(filepath.Join(d.dir, name))
+		first, err := release.SHA256(filepath.Join(d.dir, name))
 		if err != nil {
 			return err
 		}
-		second, err := dist.SHA256(filepath.Join(again.dir, name))
+		second, err := release.SHA256(filepath.Join(again.dir, name))
 		if err != nil {
 			return err
 		}
@@ -410,14 +410,14 @@ func removeAll(dir string) error {
 // writeImages has a daemon of this repository build the images for all
 // platforms.
 func (d *distribution) writeImages(ctx context.Context) (retErr error) {
-	archs := slices.Sorted(maps.Keys(dist.Architectures))
+	archs := slices.Sorted(maps.Keys(release.Architectures))
 	open := func(arch string) (*debian.Archive, error) { return d.archive(ctx, arch) }
 	progressf("fetching packages of Debian")
 	if err := d.images.Prepare(ctx, filepath.Join(d.opt.Root, "packaging", "image"), archs, open); err != nil {
 		return err
 	}
 	d.dependDebian(d.images.Tools)
-	own := dist.File{Name: dist.LicenseDir + "LICENSE", Path: filepath.Join(d.opt.Root, "LICENSE")}
+	own := release.File{Name: release.LicenseDir + "LICENSE", Path: filepath.Join(d.opt.Root, "LICENSE")}
 	if err := d.images.AddLicenses(append(slices.Clip(d.licenses), own)); err != nil {
 		return err
 	}
@@ -434,30 +434,30 @@ func (d *distribution) writeImages(ctx context.Context) (retErr error) {
 		return errors.WithStack(err)
 	}
 	defer c.Close()
-	for _, v := range dist.Variants {
+	for _, v := range release.Variants {
 		suffix := "oci.tar"
-		if v == dist.Rootless {
+		if v == release.Rootless {
 			suffix = "rootless.oci.tar"
 		}
 		name := d.name(suffix)
 		progressf("building %s", name)
-		if err := d.images.Build(ctx, c, dist.ImageOptions{
+		if err := d.images.Build(ctx, c, release.ImageOptions{
 			Variant: v, Archs: archs, Name: imageName(d.opt, v),
 			Output: filepath.Join(d.dir, name), Epoch: d.epoch, Labels: d.labels(),
 		}); err != nil {
 			return err
 		}
 		d.names = append(d.names, name)
-		if err := dist.CheckImage(filepath.Join(d.dir, name), archs); err != nil {
+		if err := release.CheckImage(filepath.Join(d.dir, name), archs); err != nil {
 			return errors.Wrap(err, name)
 		}
 		for _, arch := range archs {
 			if err := d.writeImageSBOM(name, v, arch); err != nil {
 				return err
 			}
-			if v == dist.Rootful {
+			if v == release.Rootful {
 				loadable := d.name("docker-" + arch + ".tar")
-				if err := dist.WriteDockerArchive(filepath.Join(d.dir, name), arch, imageName(d.opt, v), filepath.Join(d.dir, loadable)); err != nil {
+				if err := release.WriteDockerArchive(filepath.Join(d.dir, name), arch, imageName(d.opt, v), filepath.Join(d.dir, loadable)); err != nil {
 					return err
 				}
 				d.names = append(d.names, loadable)
@@ -470,9 +470,9 @@ func (d *distribution) writeImages(ctx context.Context) (retErr error) {
 // imageName is the name that an image has when it is loaded. Its registry does
 // not exist and never will (RFC 2606), because buildx first tries to pull what
 // it then runs with all privileges, and takes the loaded image when it cannot.
-func imageName(opt assemble.Options, v dist.Variant) string {
+func imageName(opt assemble.Options, v release.Variant) string {
 	name := "graphload.invalid/buildkit:" + opt.Version
-	if v == dist.Rootless {
+	if v == release.Rootless {
 		name += "-rootless"
 	}
 	return name
@@ -488,23 +488,23 @@ func (d *distribution) labels() map[string]string {
 	}
 }
 
-func (d *distribution) writeImageSBOM(image string, v dist.Variant, arch string) error {
+func (d *distribution) writeImageSBOM(image string, v release.Variant, arch string) error {
 	entries, err := os.ReadDir(d.images.BinDir(arch))
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	var bins []dist.Binary
+	var bins []release.Binary
 	for _, e := range entries {
-		if v == dist.Rootful && e.Name() == "rootlesskit" {
+		if v == release.Rootful && e.Name() == "rootlesskit" {
 			continue
 		}
-		bins = append(bins, dist.Binary{Name: "usr/bin/" + e.Name(), Path: filepath.Join(d.images.BinDir(arch), e.Name()), Version: d.binaryVersion(e.Name())})
+		bins = append(bins, release.Binary{Name: "usr/bin/" + e.Name(), Path: filepath.Join(d.images.BinDir(arch), e.Name()), Version: d.binaryVersion(e.Name())})
 	}
 	pkgs := d.images.PackagesOf(arch, v)
 	d.dependDebian(pkgs)
 	pkgs = append(pkgs, d.linked[arch]...)
 	name := strings.TrimSuffix(image, ".oci.tar") + ".linux-" + arch + ".oci.spdx.json"
-	sbom, err := dist.SBOM(dist.Contents{Name: image + " linux/" + arch, Version: version(d.opt), Revision: d.revision, Binaries: bins, Packages: pkgs, Created: d.epoch})
+	sbom, err := release.SBOM(release.Contents{Name: image + " linux/" + arch, Version: version(d.opt), Revision: d.revision, Binaries: bins, Packages: pkgs, Created: d.epoch})
 	if err != nil {
 		return err
 	}

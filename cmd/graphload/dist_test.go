@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/debian"
-	"github.com/graphload/graphload/internal/dist"
+	"github.com/graphload/graphload/internal/release"
 	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/stretchr/testify/require"
@@ -44,7 +44,7 @@ func TestWriteArchive(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
 	require.NoError(t, err)
-	images, err := dist.NewImageContext(t.TempDir())
+	images, err := release.NewImageContext(t.TempDir())
 	require.NoError(t, err)
 	require.NoError(t, os.MkdirAll(images.BinDir("amd64"), 0o755))
 	for _, file := range append([]string{"buildkitd", "buildctl"}, componentNames()...) {
@@ -53,7 +53,7 @@ func TestWriteArchive(t *testing.T) {
 	}
 	d := &distribution{
 		opt: assemble.Options{Root: root, Version: "v0.34.2"}, dir: t.TempDir(), images: images, epoch: time.Unix(1_700_000_000, 0),
-		licenses: []dist.File{{Name: dist.LicenseDir + "LICENSE.runc", Data: []byte("license of runc")}},
+		licenses: []release.File{{Name: release.LicenseDir + "LICENSE.runc", Data: []byte("license of runc")}},
 		linked:   map[string][]debian.Package{"amd64": {{Name: "libseccomp-dev", Version: "2.5.4-1", Arch: "amd64", URL: "http://deb/libseccomp.deb", SHA256: "aa"}}},
 	}
 	require.NoError(t, d.writeArchive("amd64"))
@@ -70,7 +70,7 @@ func TestWriteArchive(t *testing.T) {
 // TestImageName has names that buildx cannot pull an image of somebody else by.
 func TestImageName(t *testing.T) {
 	t.Parallel()
-	for _, v := range dist.Variants {
+	for _, v := range release.Variants {
 		tag, err := name.NewTag(imageName(assemble.Options{Version: "v0.34.2"}, v))
 		require.NoError(t, err)
 		require.True(t, strings.HasSuffix(tag.RegistryStr(), ".invalid"), tag.RegistryStr())

@@ -8,15 +8,15 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/graphload/graphload/internal/dist"
+	"github.com/graphload/graphload/internal/release"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
 
 // installFiles are the files of an installation other than binaries. Those of
 // systemd name the prefix.
-func installFiles(root, prefix string) ([]dist.File, error) {
-	files := []dist.File{
+func installFiles(root, prefix string) ([]release.File, error) {
+	files := []release.File{
 		{Name: "share/doc/graphload/LICENSE", Path: filepath.Join(root, "LICENSE"), Mode: 0o644},
 	}
 	for _, name := range []string{"buildkit.service", "buildkit.socket"} {
@@ -25,7 +25,7 @@ func installFiles(root, prefix string) ([]dist.File, error) {
 			return nil, errors.WithStack(err)
 		}
 		dt = bytes.ReplaceAll(dt, []byte("@PREFIX@"), []byte(prefix))
-		files = append(files, dist.File{Name: "lib/systemd/system/" + name, Data: dt, Mode: 0o644})
+		files = append(files, release.File{Name: "lib/systemd/system/" + name, Data: dt, Mode: 0o644})
 	}
 	return files, nil
 }
@@ -77,7 +77,7 @@ func uninstallCommand() *cli.Command {
 }
 
 // installation lists all files of an installation from the binaries in bin.
-func installation(root, bin, prefix string) ([]dist.File, error) {
+func installation(root, bin, prefix string) ([]release.File, error) {
 	if !filepath.IsAbs(prefix) {
 		return nil, errors.Errorf("prefix %s is not absolute", prefix)
 	}
@@ -86,7 +86,7 @@ func installation(root, bin, prefix string) ([]dist.File, error) {
 		return nil, err
 	}
 	for _, name := range []string{"buildkitd", "buildctl"} {
-		files = append(files, dist.File{Name: "bin/" + name, Path: filepath.Join(bin, name), Mode: 0o755})
+		files = append(files, release.File{Name: "bin/" + name, Path: filepath.Join(bin, name), Mode: 0o755})
 	}
 	return files, nil
 }

@@ -1,7 +1,7 @@
-// Package dist writes what a release consists of: archives, their bills of
+// Package release writes what a release consists of: archives, their bills of
 // material and their provenance. The same input gives the same bytes, at any
 // time and in any folder.
-package dist
+package release
 
 import (
 	"archive/tar"
