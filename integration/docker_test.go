@@ -13,7 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/apt"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/graphload/graphload/internal/release"
 	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/upstream"
@@ -91,22 +92,22 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v releas
 	if err != nil {
 		return err
 	}
-	tools, err := upstream.CacheDir("tools")
+	tools, err := files.CacheDir("tools")
 	if err != nil {
 		return err
 	}
-	archive := sync.OnceValues(func() (*debian.Archive, error) {
-		debs, err := upstream.CacheDir("debian")
+	archive := sync.OnceValues(func() (*apt.Archive, error) {
+		debs, err := files.CacheDir("debian")
 		if err != nil {
 			return nil, err
 		}
-		return debian.Open(ctx, debs, runtime.GOARCH, debian.DefaultMirror)
+		return apt.Open(ctx, debs, runtime.GOARCH, apt.DefaultMirror)
 	})
 	c, err := release.NewImageContext(dir)
 	if err != nil {
 		return err
 	}
-	if err := c.Prepare(ctx, filepath.Join(root, "packaging", "image"), []string{runtime.GOARCH}, func(string) (*debian.Archive, error) { return archive() }); err != nil {
+	if err := c.Prepare(ctx, filepath.Join(root, "packaging", "image"), []string{runtime.GOARCH}, func(string) (*apt.Archive, error) { return archive() }); err != nil {
 		return err
 	}
 	a, err := archive()

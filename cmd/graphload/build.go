@@ -2,20 +2,18 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 
-	"github.com/graphload/graphload/internal/assemble"
-	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/build"
+	"github.com/graphload/graphload/internal/embed"
+	"github.com/graphload/graphload/internal/engine"
+	"github.com/graphload/graphload/internal/release"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
-
-// modulePath is the package that buildkitd --version shows.
-const modulePath = "github.com/graphload/graphload"
 
 func buildCommand() *cli.Command {
 	return &cli.Command{
@@ -31,112 +29,142 @@ func buildCommand() *cli.Command {
 				return err
 			}
 			opt.Unmodified = cmd.Bool("unmodified")
-			_, err = buildBinaries(ctx, opt, cmd.Bool("race"))
+			_, err = build.Daemon(ctx, opt, cmd.Bool("race"))
 			return err
 		},
 	}
 }
 
-// binDir is where the binaries of a tree go: bin for the release that go.mod
-// requires, bin/<version> for others, and upstream or race below.
-func binDir(opt assemble.Options, race bool) (string, error) {
-	def, err := upstream.DefaultVersion(opt.Root)
-	if err != nil {
-		return "", err
+func buildxCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "buildx",
+		Usage: "build a static buildx that does not order linked targets itself into bin",
+		Description: "It relies on daemons that list the capability gateway.solve.load. With others it is the\n" +
+			"buildx of its release. To use it, install bin/buildx as ~/.docker/cli-plugins/docker-buildx.",
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if releaseFlag(cmd) != "" {
+				return errors.New("--release is one of BuildKit: buildx is built with the one that its go.mod requires")
+			}
+			root, err := upstream.Root()
+			if err != nil {
+				return err
+			}
+			return build.Buildx(ctx, root)
+		},
 	}
-	dir := filepath.Join(opt.Root, "bin")
-	if opt.Version != def {
-		dir = filepath.Join(dir, opt.Version)
-	}
-	if opt.Unmodified {
-		dir = filepath.Join(dir, "upstream")
-	}
-	if race {
-		dir = filepath.Join(dir, "race")
-	}
-	return dir, nil
 }
 
-// buildBinaries assembles the tree, builds buildkitd and buildctl as upstream
-// does, and returns their folder.
-func buildBinaries(ctx context.Context, opt assemble.Options, race bool) (string, error) {
-	t, err := writeTree(ctx, opt)
-	if err != nil {
-		return "", err
+func engineCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "engine",
+		Usage: "build static dockerd and docker-proxy of the Docker engine into bin",
+		Flags: []cli.Flag{
+			unmodifiedFlag(),
+			&cli.StringFlag{Name: "version", Value: engine.DefaultVersion, Usage: "release of the module " + engine.Module},
+			&cli.BoolFlag{Name: "test", Usage: "build both, and bake chained targets on upstream's engine and on this one"},
+			&cli.IntFlag{Name: "runs", Value: 10, Usage: "with --test: runs of each scenario with each buildx"},
+			&cli.BoolFlag{Name: "no-build", Usage: "with --test: use the binaries in bin as they are"},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if releaseFlag(cmd) != "" {
+				return errors.New("the go.mod of the engine says which BuildKit it needs: leave --release out")
+			}
+			root, err := upstream.Root()
+			if err != nil {
+				return err
+			}
+			version, test := cmd.String("version"), cmd.Bool("test")
+			switch {
+			case test && version != engine.DefaultVersion:
+				return errors.Errorf("the tests are for %s", engine.DefaultVersion)
+			case test && cmd.Bool("unmodified"):
+				return errors.New("--test compares both engines: leave --unmodified out")
+			case test:
+				return testEngines(ctx, cmd, root)
+			}
+			return buildEngine(ctx, root, version, cmd.Bool("unmodified"))
+		},
 	}
-	return buildTree(ctx, opt, t, race)
 }
 
-// buildTree builds buildkitd and buildctl in a tree that has been written.
-func buildTree(ctx context.Context, opt assemble.Options, t *assemble.Tree, race bool) (string, error) {
-	dir, err := binDir(opt, race)
+func buildEngine(ctx context.Context, root, version string, unmodified bool) error {
+	out, err := engine.Binaries(ctx, root, version, unmodified)
 	if err != nil {
-		return "", err
+		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", errors.WithStack(err)
-	}
-	ldflags, err := versionFlags(ctx, opt, upstream.Module)
-	if err != nil {
-		return "", err
-	}
-	env, args := []string{"CGO_ENABLED=0"}, []string(nil)
-	if race {
-		env = []string{"CGO_ENABLED=1"}
-		ldflags += " -extldflags -static"
-		args = append(args, "-race")
-	}
-	for _, name := range []string{"buildkitd", "buildctl"} {
-		progressf("building %s %s", name, version(opt))
-		if err := gomod.Build(ctx, t.Dir, "./cmd/"+name, filepath.Join(dir, name), ldflags, env, args...); err != nil {
-			return "", err
-		}
-	}
-	return dir, nil
+	fmt.Printf("%s\n%s\n", filepath.Join(out, "dockerd"), filepath.Join(out, "docker-proxy"))
+	return nil
 }
 
-// version is what a program of the tree says that it is.
-func version(opt assemble.Options) string {
-	if opt.Unmodified {
-		return opt.Version
+func installFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "prefix", Value: "/usr/local", Usage: "folder with bin, lib and share"},
+		&cli.StringFlag{Name: "destdir", Usage: "put in front of the prefix, for packages"},
 	}
-	return opt.Version + "+graphload"
 }
 
-// versionFlags returns the flags of the linker that set what --version shows, for a
-// program of the given module.
-func versionFlags(ctx context.Context, opt assemble.Options, module string) (string, error) {
-	pkg, rev := module, ""
-	if !opt.Unmodified {
-		pkg = modulePath
-		var err error
-		if rev, err = revision(ctx, opt.Root); err != nil {
-			return "", err
-		}
+func installCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "install",
+		Usage: "build for this machine and install binaries, systemd units and the license",
+		Flags: append(installFlags(), noBuildFlag()),
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			opt, err := options(cmd)
+			if err != nil {
+				return err
+			}
+			dir, err := build.Dir(opt, false)
+			if err == nil && !cmd.Bool("no-build") {
+				dir, err = build.Daemon(ctx, opt, false)
+			}
+			if err != nil {
+				return err
+			}
+			return release.Install(opt.Root, dir, cmd.String("destdir"), cmd.String("prefix"))
+		},
 	}
-	vars := module + "/version."
-	return "-X " + vars + "Package=" + pkg + " -X " + vars + "Revision=" + rev + " -X " + vars + "Version=" + version(opt), nil
 }
 
-// revision returns the commit of the repository, with .m when there are
-// changes that are not committed.
-func revision(ctx context.Context, root string) (string, error) {
-	git := func(args ...string) (string, error) {
-		cmd := exec.CommandContext(ctx, "git", args...)
-		cmd.Dir = root
-		dt, err := cmd.Output()
-		return strings.TrimSpace(string(dt)), errors.Wrapf(err, "git %s", strings.Join(args, " "))
+func uninstallCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "uninstall",
+		Usage: "remove what install has installed; the state of the daemon stays",
+		Flags: installFlags(),
+		Action: func(_ context.Context, cmd *cli.Command) error {
+			root, err := upstream.Root()
+			if err != nil {
+				return err
+			}
+			return release.Uninstall(root, cmd.String("destdir"), cmd.String("prefix"))
+		},
 	}
-	rev, err := git("rev-parse", "HEAD")
-	if err != nil {
-		return "", err
+}
+
+func embedCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "embed",
+		Usage:     "make a Go program that requires BuildKit use the assembled tree of the release that its go.mod names",
+		ArgsUsage: "DIR",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "undo", Usage: "remove the lines that embed added to go.mod"},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if cmd.Args().Len() != 1 {
+				return errors.New("name one folder that has the go.mod of a program, as in graphload embed ../program")
+			}
+			if releaseFlag(cmd) != "" {
+				return errors.New("the go.mod of the program says which release it needs: leave --release out")
+			}
+			dir := cmd.Args().First()
+			if cmd.Bool("undo") {
+				return embed.Revert(os.Stdout, dir)
+			}
+			root, err := upstream.Root()
+			if err != nil {
+				return err
+			}
+			_, err = embed.Embed(ctx, os.Stdout, root, dir)
+			return err
+		},
 	}
-	status, err := git("status", "--porcelain")
-	if err != nil {
-		return "", err
-	}
-	if status != "" {
-		rev += ".m"
-	}
-	return rev, nil
 }

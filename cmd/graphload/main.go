@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/build"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -39,31 +40,22 @@ func run() error {
 			&cli.StringFlag{Name: "release", Usage: "release of BuildKit (default: the one that go.mod requires)"},
 			&cli.StringFlag{Name: "upstream", Hidden: true}, // what the flag release was called
 		},
-		Commands: []*cli.Command{
-			treeCommand(),
-			buildCommand(),
-			buildxCommand(),
-			seamsCommand(),
-			patchCommand(),
-			testCommand(),
-			releasesCommand(),
-			upgradeCommand(),
-			lintCommand(),
-			demoCommand(),
-			benchCommand(),
-			clientsCommand(),
-			conformanceCommand(),
-			integrationCommand(),
-			soakCommand(),
-			distCommand(),
-			dockerCommand(),
-			fuzzCommand(),
-			auditCommand(),
-			engineCommand(),
-			embedCommand(),
-			installCommand(),
-			uninstallCommand(),
-		},
+	}
+	for _, category := range []struct {
+		name     string
+		commands []*cli.Command
+	}{
+		{"Build", []*cli.Command{buildCommand(), buildxCommand(), engineCommand(), installCommand(), uninstallCommand(), embedCommand()}},
+		{"Change", []*cli.Command{treeCommand(), seamsCommand(), patchCommand(), lintCommand()}},
+		{"Release", []*cli.Command{distCommand(), auditCommand(), releasesCommand(), upgradeCommand()}},
+		{"Test", []*cli.Command{
+			testCommand(), demoCommand(), integrationCommand(), soakCommand(), dockerCommand(), conformanceCommand(), benchCommand(), clientsCommand(), fuzzCommand(),
+		}},
+	} {
+		for _, c := range category.commands {
+			c.Category = category.name
+		}
+		app.Commands = append(app.Commands, category.commands...)
 	}
 	return app.Run(ctx, os.Args)
 }
@@ -96,6 +88,27 @@ func moduleFlag() cli.Flag {
 	return &cli.StringFlag{Name: moduleFlagName, Usage: "another module of the seam list, like buildx (default: BuildKit)"}
 }
 
-func progressf(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "=> "+format+"\n", args...)
+func unmodifiedFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "unmodified", Usage: "upstream without any change"}
+}
+
+func noBuildFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "no-build", Usage: "use the binaries in bin as they are"}
+}
+
+func outputFlag(value, usage string) cli.Flag {
+	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: value, Usage: usage}
+}
+
+// plan plans the tree that the flags select, and writes it if the command needs it.
+func plan(ctx context.Context, cmd *cli.Command, write bool) (*assemble.Tree, error) {
+	opt, err := options(cmd)
+	if err != nil {
+		return nil, err
+	}
+	opt.Unmodified = cmd.Bool("unmodified")
+	if write {
+		return build.Tree(ctx, opt)
+	}
+	return assemble.Plan(ctx, opt)
 }

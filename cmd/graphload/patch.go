@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/progress"
 	"github.com/graphload/graphload/internal/series"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
@@ -75,16 +77,9 @@ func patchCommand() *cli.Command {
 				_, err := os.Stdout.Write(dt)
 				return errors.WithStack(err)
 			}
-			return writeFile(out, dt)
+			return files.Write(out, dt, 0o644)
 		},
 	}
-}
-
-func writeFile(path string, dt []byte) error {
-	if err := os.WriteFile(path+".tmp", dt, 0o644); err != nil {
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(os.Rename(path+".tmp", path))
 }
 
 func patchSeries(ctx context.Context, opt assemble.Options, dir string, check bool) error {
@@ -115,7 +110,7 @@ func patchSeries(ctx context.Context, opt assemble.Options, dir string, check bo
 	}
 	for _, p := range patches {
 		path := filepath.Join(dir, p.Name)
-		if err := writeFile(path, p.Mail); err != nil {
+		if err := files.Write(path, p.Mail, 0o644); err != nil {
 			return err
 		}
 		fmt.Println(path)
@@ -165,14 +160,14 @@ func checkSeries(ctx context.Context, t *assemble.Tree, patches []series.Patch) 
 		if err := repo.Apply(ctx, p); err != nil {
 			return err
 		}
-		progressf("%s, commit %d of %d: %s", t.Release(), i+1, len(patches), p.Title)
+		progress.Printf("%s, commit %d of %d: %s", t.Release(), i+1, len(patches), p.Title)
 		// client has the tests for the integration harness of upstream: without
 		// daemon and images they skip themselves with -short
 		for _, args := range [][]string{
 			{"build", "-buildvcs=false", "./..."},
 			append([]string{"test", "-buildvcs=false", "-short"}, p.Packages...),
 		} {
-			progressf("go %s", strings.Join(args, " "))
+			progress.Printf("go %s", strings.Join(args, " "))
 			cmd := gomod.Command(ctx, dir, args...)
 			cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 			if err := cmd.Run(); err != nil {
@@ -183,6 +178,6 @@ func checkSeries(ctx context.Context, t *assemble.Tree, patches []series.Patch) 
 			return errors.Errorf("commit %q leaves changes behind: %s %v", p.Title, status, err)
 		}
 	}
-	progressf("%s: all %d commits build and pass the tests of their packages", t.Release(), len(patches))
+	progress.Printf("%s: all %d commits build and pass the tests of their packages", t.Release(), len(patches))
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/aymanbagabas/go-udiff"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/graphload/graphload/internal/seam"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
@@ -149,11 +150,11 @@ func plan(opt Options, src *upstream.Source, seams []*seam.Seam) (*Tree, error) 
 	}
 	matches := map[*seam.Seam]seam.Match{}
 	for _, name := range slices.Sorted(maps.Keys(byPackage)) {
-		files, err := readPackage(filepath.Join(src.Dir, filepath.FromSlash(name)))
+		sources, err := readPackage(filepath.Join(src.Dir, filepath.FromSlash(name)))
 		if err != nil {
 			return nil, errors.Wrapf(err, "%s has no package %s for seam %s", opt.Release(), name, byPackage[name][0].Name)
 		}
-		changed, ms, err := seam.Apply(name, files, byPackage[name])
+		changed, ms, err := seam.Apply(name, sources, byPackage[name])
 		if err != nil {
 			return nil, errors.Wrap(err, opt.Release())
 		}
@@ -175,15 +176,15 @@ func readPackage(dir string) (map[string][]byte, error) {
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}
-	files := map[string][]byte{}
+	sources := map[string][]byte{}
 	for _, e := range entries {
 		if e.Type().IsRegular() && strings.HasSuffix(e.Name(), ".go") {
-			if files[e.Name()], err = os.ReadFile(filepath.Join(dir, e.Name())); err != nil {
+			if sources[e.Name()], err = os.ReadFile(filepath.Join(dir, e.Name())); err != nil {
 				return nil, errors.WithStack(err)
 			}
 		}
 	}
-	return files, nil
+	return sources, nil
 }
 
 // findAdded lists the added files. One that upstream has as well is an error.
@@ -277,12 +278,7 @@ func writeFile(path string, dt []byte, mode fs.FileMode) error {
 			return nil
 		}
 	}
-	return replace(path, func(tmp string) error {
-		if err := os.WriteFile(tmp, dt, mode); err != nil {
-			return err
-		}
-		return os.Chmod(tmp, mode) // the umask does not apply
-	})
+	return files.Write(path, dt, mode)
 }
 
 func linkFile(path, target string) error {
@@ -293,19 +289,7 @@ func linkFile(path, target string) error {
 	if old, err := os.Readlink(path); err == nil && old == rel {
 		return nil
 	}
-	return replace(path, func(tmp string) error { return os.Symlink(rel, tmp) })
-}
-
-func replace(path string, create func(tmp string) error) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return errors.WithStack(err)
-	}
-	tmp := path + ".tmp"
-	os.Remove(tmp)
-	if err := create(tmp); err != nil {
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(os.Rename(tmp, path))
+	return files.Replace(path, func(tmp string) error { return os.Symlink(rel, tmp) })
 }
 
 func (t *Tree) removeStale(wanted map[string]bool) error {

@@ -235,7 +235,7 @@ func TestPlanErrors(t *testing.T) {
 	require.ErrorContains(t, err, "BuildKit v0.34.2 is not a known release, v0.9.0, v0.34.0 are")
 	list("releases: {v0.34.2: h1:wrong}\n")
 	_, err = Plan(t.Context(), opt)
-	require.ErrorContains(t, err, "but seams.yaml records h1:wrong")
+	require.ErrorContains(t, err, "but h1:wrong is recorded")
 	list("releases: {v0.0.0-nothing: h1:x}\n")
 	opt.Version = "v0.0.0-nothing"
 	_, err = Plan(t.Context(), opt)

@@ -1,5 +1,5 @@
 // Package audit looks for known vulnerabilities in binaries with govulncheck,
-// and tells those that somebody has judged from those that are new.
+// and tells those that a maintainer has judged from those that are new.
 package audit
 
 import (
@@ -7,14 +7,16 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"text/tabwriter"
 
 	"github.com/graphload/graphload/internal/gomod"
-	"github.com/graphload/graphload/internal/upstream"
+	"github.com/graphload/graphload/internal/progress"
 	"github.com/pkg/errors"
 	"go.yaml.in/yaml/v3"
 )
@@ -23,7 +25,11 @@ import (
 // known about the binaries.
 var ErrNoDatabase = errors.New("the vulnerability database cannot be reached, nothing was checked")
 
-var govulncheck = gomod.Module{Path: "golang.org/x/vuln", Version: "v1.9.0", Sum: "h1:12VaqnI9kJfqwRoPptxoqsUhQtdfrSbdksT7X/KY/sc="}
+// govulncheck is the tool that looks.
+var govulncheck = gomod.Tool{
+	Module: gomod.Module{Path: "golang.org/x/vuln", Version: "v1.9.0", Sum: "h1:12VaqnI9kJfqwRoPptxoqsUhQtdfrSbdksT7X/KY/sc="},
+	Pkg:    "./cmd/govulncheck",
+}
 
 // Finding is a vulnerability of a binary.
 type Finding struct {
@@ -34,31 +40,51 @@ type Finding struct {
 	Fixed   string
 	Symbol  string // that is in the binary, if that is known
 	Binary  string // path
-	Verdict string // why it is accepted, empty if nobody has judged it
+	Verdict string // why it is accepted, empty if it has not been judged
 }
 
-// Install returns the path of govulncheck, which is built when it is used for
-// the first time.
-func Install(ctx context.Context) (string, error) {
-	path, err := upstream.CacheDir("tools", "govulncheck-"+govulncheck.Version)
+// Binaries looks into binaries, with the database of the given name.
+func Binaries(ctx context.Context, name string, paths []string) (findings []Finding, _ error) {
+	db, err := Open(ctx, name)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	src, err := govulncheck.Download(ctx)
+	progress.Printf("database %s", db)
+	tool, err := govulncheck.Install(ctx)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return "", errors.WithStack(err)
+	for _, path := range paths {
+		progress.Printf("govulncheck %s", path)
+		found, err := binary(ctx, tool, db, path)
+		if err != nil {
+			return nil, err
+		}
+		findings = append(findings, found...)
 	}
-	return path, gomod.Build(ctx, src, "./cmd/govulncheck", path, "", []string{"CGO_ENABLED=0", "GOFLAGS="})
+	return findings, nil
 }
 
-// Binary looks into a binary.
-func Binary(ctx context.Context, tool, db, path string) ([]Finding, error) {
+// Report writes findings in a number of binaries as a table, with paths below root.
+func Report(w io.Writer, root string, findings []Finding, bins int) error {
+	if len(findings) == 0 {
+		_, err := fmt.Fprintf(w, "no known vulnerabilities in %d binaries\n", bins)
+		return errors.WithStack(err)
+	}
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, "BINARY\tID\tMODULE\tFIXED\tSYMBOL\tVERDICT\tSUMMARY")
+	for _, f := range findings {
+		path, err := filepath.Rel(root, f.Binary)
+		if err != nil {
+			path = f.Binary
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s %s\t%s\t%s\t%s\t%s\n", path, f.ID, f.Module, f.Version, f.Fixed, f.Symbol, cmp.Or(f.Verdict, "none"), f.Summary)
+	}
+	return errors.WithStack(tw.Flush())
+}
+
+// binary looks into a binary.
+func binary(ctx context.Context, tool, db, path string) ([]Finding, error) {
 	cmd := exec.CommandContext(ctx, tool, "-mode=binary", "-format=json", "-db="+db, path)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -117,7 +143,7 @@ func parse(r io.Reader, binary string) ([]Finding, error) {
 	return out, nil
 }
 
-// Verdicts are the findings that somebody has judged, with the reason.
+// Verdicts are the findings that a maintainer has judged, with the reason.
 type Verdicts map[string]string
 
 // LoadVerdicts reads a file with verdicts.

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/graphload/graphload/internal/files"
 	"github.com/graphload/graphload/internal/gomod"
-	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 )
 
@@ -46,7 +46,7 @@ func fromModule(ctx context.Context, name string) (_ string, retErr error) {
 	if err != nil {
 		return "", err
 	}
-	dir, err := upstream.CacheDir("vulndb", filepath.Base(src))
+	dir, err := files.CacheDir("vulndb", filepath.Base(src))
 	if err != nil {
 		return "", err
 	}

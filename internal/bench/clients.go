@@ -3,9 +3,12 @@ package bench
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
+	"text/tabwriter"
 	"time"
 
+	"github.com/graphload/graphload/internal/progress"
 	"github.com/graphload/graphload/internal/testbed"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
@@ -35,6 +38,34 @@ type Graph struct {
 var Graphs = []Graph{
 	{Name: "chain of five", Targets: [][]int{nil, {0}, {1}, {2}, {3}}},
 	{Name: "diamond of six", Targets: [][]int{nil, {0}, {0}, {0}, {0}, {1, 2, 3, 4}}},
+}
+
+// CompareClients compares a client that orders evaluations itself with one that relies
+// on the daemon.
+func CompareClients(ctx context.Context, w io.Writer, rounds int) (retErr error) {
+	t, err := NewTarget(ctx, testbed.Graphload)
+	if err != nil {
+		return err
+	}
+	defer testbed.CloseLast(t, &retErr)
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, "TARGETS\tORDERED CLIENT\tRELYING CLIENT\tTIMES AS FAST")
+	for _, g := range Graphs {
+		var times [2][]time.Duration
+		for range rounds {
+			for i, ordered := range []bool{true, false} {
+				took, err := g.Client(ctx, t.Client, ordered)
+				if err != nil {
+					return errors.Wrap(err, g.Name)
+				}
+				times[i] = append(times[i], took)
+			}
+		}
+		ordered, relying := Median(times[0]), Median(times[1])
+		progress.Printf("%s: %s and %s", g.Name, ordered.Round(time.Millisecond), relying.Round(time.Millisecond))
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%.2f\n", g.Name, ordered.Round(10*time.Millisecond), relying.Round(10*time.Millisecond), float64(ordered)/float64(relying))
+	}
+	return errors.WithStack(tw.Flush())
 }
 
 // Client evaluates the targets of a graph and returns how long that took. An

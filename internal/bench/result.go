@@ -1,15 +1,20 @@
 package bench
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/graphload/graphload/internal/files"
+	"github.com/graphload/graphload/internal/progress"
 	"github.com/graphload/graphload/internal/testbed"
 	"github.com/pkg/errors"
 )
@@ -51,13 +56,27 @@ func Measure(ctx context.Context, row Row, targets map[testbed.Flavor]*Target, r
 	return r, nil
 }
 
-func median(v []float64) float64 {
+// MeasureAll runs rows one after another.
+func MeasureAll(ctx context.Context, rows []Row, targets map[testbed.Flavor]*Target, rounds int) (results []*Result, _ error) {
+	for _, row := range rows {
+		r, err := Measure(ctx, row, targets, rounds)
+		if err != nil {
+			return nil, err
+		}
+		progress.Printf("%s: %.3f", row.Name, r.Ratio())
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+// Median returns the upper median.
+func Median[T cmp.Ordered](v []T) T {
 	return slices.Sorted(slices.Values(v))[len(v)/2]
 }
 
 // Median returns the median of a daemon.
 func (r *Result) Median(flavor testbed.Flavor) float64 {
-	return median(r.Samples[flavor])
+	return Median(r.Samples[flavor])
 }
 
 // Ratio returns the median of graphload in terms of that of upstream.
@@ -74,7 +93,7 @@ func (r *Result) Interval() (lo, hi float64) {
 		for i := range out {
 			out[i] = v[rnd.IntN(len(v))]
 		}
-		return median(out)
+		return Median(out)
 	}
 	ratios := make([]float64, resamples)
 	for i := range ratios {
@@ -158,6 +177,20 @@ func WriteBenchstat(w io.Writer, results []*Result) error {
 					return errors.WithStack(err)
 				}
 			}
+		}
+	}
+	return nil
+}
+
+// WriteFiles writes results to a folder, for benchstat and as Markdown.
+func WriteFiles(dir string, results []*Result) error {
+	for name, write := range map[string]func(io.Writer, []*Result) error{"bench.txt": WriteBenchstat, "bench.md": WriteMarkdown} {
+		var buf bytes.Buffer
+		if err := write(&buf, results); err != nil {
+			return err
+		}
+		if err := files.Write(filepath.Join(dir, name), buf.Bytes(), 0o644); err != nil {
+			return err
 		}
 	}
 	return nil

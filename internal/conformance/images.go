@@ -3,7 +3,6 @@ package conformance
 import (
 	"archive/tar"
 	"bytes"
-	"debug/elf"
 	"embed"
 	"io"
 	"maps"
@@ -21,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -58,15 +58,8 @@ func findBusybox() (*busybox, error) {
 	if err != nil {
 		return nil, errors.Wrap(err, "install busybox-static")
 	}
-	f, err := elf.Open(name)
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return nil, errors.Errorf("%s is not static: install busybox-static", name)
-		}
+	if err := files.CheckStatic(name); err != nil {
+		return nil, err
 	}
 	b := &busybox{}
 	if b.binary, err = os.ReadFile(name); err != nil {

@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -9,15 +8,13 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
-	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/graphload/graphload/internal/testbed"
 	"github.com/pkg/errors"
 )
 
@@ -53,17 +50,17 @@ func newMirror(ctx context.Context, registry, dir string) (_ *mirror, retErr err
 	m.server = &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
 	go m.server.Serve(l)
 
-	r, err := startRegistry(ctx, registry, dir)
+	r, err := serve(ctx, registry, dir)
 	if err != nil {
 		return nil, err
 	}
-	defer r.stop()
+	defer r.Close()
 	for _, img := range images {
 		built, err := img.build(bb, foreignURL)
 		if err != nil {
 			return nil, errors.Wrapf(err, "failed to build %s", img.ref)
 		}
-		ref, err := name.ParseReference(r.host+"/"+img.ref, name.Insecure)
+		ref, err := name.ParseReference(r.Host+"/"+img.ref, name.Insecure)
 		if err != nil {
 			return nil, errors.WithStack(err)
 		}
@@ -108,57 +105,12 @@ func (m *mirror) close() {
 	}
 }
 
-// registryProcess is a registry that serves a folder while it is filled.
-type registryProcess struct {
-	host string
-	cmd  *exec.Cmd
-}
-
-var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
-
-// startRegistry serves dir with the configuration that the harness writes into
-// it too.
-func startRegistry(ctx context.Context, binary, dir string) (*registryProcess, error) {
+// serve serves dir with the configuration that the harness writes into it too.
+func serve(ctx context.Context, registry, dir string) (*testbed.RegistryProcess, error) {
 	config := filepath.Join(dir, "config.yaml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, "version: 0.1\nloglevel: info\nvalidation:\n    disabled: true\nstorage:\n    filesystem:\n        rootdirectory: %s\nhttp:\n    addr: 127.0.0.1:0\n", filepath.Join(dir, "data")), 0o600); err != nil {
 		return nil, errors.WithStack(err)
 	}
 	defer os.Remove(config)
-	stderr, w, err := os.Pipe()
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	cmd := exec.CommandContext(ctx, binary, "serve", config)
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	cmd.Stderr = w
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		stderr.Close()
-		return nil, errors.WithStack(err)
-	}
-	found := make(chan string, 1)
-	go func() {
-		defer stderr.Close()
-		defer close(found)
-		for sc := bufio.NewScanner(stderr); sc.Scan(); {
-			if match := listening.FindStringSubmatch(sc.Text()); match != nil {
-				found <- match[1]
-				io.Copy(io.Discard, stderr)
-				return
-			}
-		}
-	}()
-	r := &registryProcess{cmd: cmd}
-	if r.host = <-found; r.host == "" {
-		r.stop()
-		return nil, errors.Errorf("%s did not start", binary)
-	}
-	return r, nil
-}
-
-func (r *registryProcess) stop() {
-	r.cmd.Process.Signal(syscall.SIGTERM)
-	r.cmd.Wait()
+	return testbed.RunRegistry(ctx, registry, config)
 }

@@ -34,11 +34,11 @@ func TestMirror(t *testing.T) {
 	t.Cleanup(m.close)
 	require.NoFileExists(t, filepath.Join(dir, "config.yaml"), "the harness writes its own configuration")
 
-	r, err := startRegistry(t.Context(), registry, dir)
+	r, err := serve(t.Context(), registry, dir)
 	require.NoError(t, err)
-	t.Cleanup(r.stop)
+	t.Cleanup(func() { r.Close() })
 	for _, img := range images {
-		ref, err := name.ParseReference(r.host+"/"+img.ref, name.Insecure)
+		ref, err := name.ParseReference(r.Host+"/"+img.ref, name.Insecure)
 		require.NoError(t, err)
 		got, err := remote.Image(ref)
 		require.NoError(t, err, img.ref)

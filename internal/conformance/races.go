@@ -2,14 +2,11 @@ package conformance
 
 import (
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/graphload/graphload/internal/assemble"
-	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 )
 
@@ -23,10 +20,10 @@ type Race struct {
 type Races struct {
 	Upstream int `json:"upstream"`
 	// New are those that upstream's daemon has not reported, and that have a
-	// function of the change in one of their stacks.
+	// function of an added file in one of their stacks.
 	New []Race `json:"new"`
 	// Other are those that upstream's daemon has not reported either, but that are
-	// between functions that the change neither has nor calls. Upstream's scheduler
+	// between functions that no added file has or calls. Upstream's scheduler
 	// has races that show in one run and not in the next, so that one run of its
 	// daemon without them proves nothing, and the report does not say which test to
 	// run again. They are shown, and do not count.
@@ -34,12 +31,12 @@ type Races struct {
 }
 
 // newRaces compares the reports in two folders.
-func newRaces(upDir, glDir string, c *changes) (Races, error) {
-	up, err := readRaces(upDir, c)
+func newRaces(upDir, glDir string, added []string) (Races, error) {
+	up, err := readRaces(upDir)
 	if err != nil {
 		return Races{}, err
 	}
-	gl, err := readRaces(glDir, c)
+	gl, err := readRaces(glDir)
 	if err != nil {
 		return Races{}, err
 	}
@@ -49,7 +46,7 @@ func newRaces(upDir, glDir string, c *changes) (Races, error) {
 			continue
 		}
 		// the same place can be reached through the change and without
-		if i := slices.IndexFunc(races, c.involved); i >= 0 {
+		if i := slices.IndexFunc(races, func(report string) bool { return involves(report, added) }); i >= 0 {
 			r.New = append(r.New, Race{Place: place, Report: races[i]})
 		} else {
 			r.Other = append(r.Other, Race{Place: place, Report: races[0]})
@@ -62,7 +59,7 @@ func newRaces(upDir, glDir string, c *changes) (Races, error) {
 }
 
 // readRaces returns the reports in a folder by place.
-func readRaces(dir string, c *changes) (map[string][]string, error) {
+func readRaces(dir string) (map[string][]string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "race.*"))
 	if err != nil {
 		return nil, errors.WithStack(err)
@@ -75,76 +72,20 @@ func readRaces(dir string, c *changes) (map[string][]string, error) {
 		}
 		for report := range strings.SplitSeq(string(dt), "==================") {
 			if strings.Contains(report, "DATA RACE") {
-				place := c.place(report)
-				races[place] = append(races[place], strings.TrimSpace(report))
+				at := place(report)
+				races[at] = append(races[at], strings.TrimSpace(report))
 			}
 		}
 	}
 	return races, nil
 }
 
-// changes is what upstream's code does not have, or has under another name.
-type changes struct {
-	files []string          // added files
-	seams map[string]string // functions with a seam, and what upstream calls them
-}
-
-func newChanges(t *assemble.Tree) *changes {
-	c := &changes{files: t.Added, seams: map[string]string{}}
-	for _, m := range t.Matches {
-		s := m.Seam
-		if s.AddField != "" {
-			continue // it is in a type
-		}
-		name := s.Rename
-		if s.Split != nil {
-			name = s.Split.Rename
-		}
-		in := s.In
-		if name != "" {
-			in = in[:strings.LastIndex(in, ".")+1] + name
-		}
-		upstreams := symbols(s.Package, s.In)
-		for i, symbol := range symbols(s.Package, in) {
-			c.seams[symbol] = upstreams[i]
-		}
-	}
-	return c
-}
-
-// symbols are the names that a function, or a method with either receiver, can
-// have in a stack.
-func symbols(pkg, in string) []string {
-	prefix := path.Join(upstream.Module, pkg)
-	if strings.HasPrefix(pkg, "cmd/") {
-		prefix = "main"
-	}
-	recv, method, ok := strings.Cut(in, ".")
-	if !ok {
-		return []string{prefix + "." + in}
-	}
-	return []string{prefix + ".(*" + recv + ")." + method, prefix + "." + recv + "." + method}
-}
-
-// seam returns the function with a seam that fn is, or that it is a closure in.
-func (c *changes) seam(fn string) (string, bool) {
-	for name := range c.seams {
-		if rest, ok := strings.CutPrefix(fn, name); ok && (rest == "" || rest[0] == '.') {
-			return name, true
-		}
-	}
-	return "", false
-}
-
-// involved tells if a function of the change is in one of the stacks, those that
+// involves tells if a function of an added file is in one of the stacks, those that
 // started the goroutines included.
-func (c *changes) involved(report string) bool {
+func involves(report string, added []string) bool {
 	for _, s := range parseStacks(report) {
 		for _, f := range s.frames {
-			if _, ok := c.seam(f.function); ok {
-				return true
-			}
-			if slices.ContainsFunc(c.files, func(file string) bool { return strings.HasSuffix(f.file, "/"+file) }) {
+			if slices.ContainsFunc(added, func(file string) bool { return strings.HasSuffix(f.file, "/"+file) }) {
 				return true
 			}
 		}
@@ -152,19 +93,13 @@ func (c *changes) involved(report string) bool {
 	return false
 }
 
-// place names the functions on both sides, in one order, as upstream calls them:
-// what a seam has renamed must not make a race of upstream look like another one.
-func (c *changes) place(report string) string {
+// place names the functions on both sides, in one order.
+func place(report string) string {
 	var functions []string
 	for _, s := range parseStacks(report) {
-		if !s.access {
-			continue
+		if s.access {
+			functions = append(functions, s.function())
 		}
-		fn := s.function()
-		if name, ok := c.seam(fn); ok {
-			fn = c.seams[name] + strings.TrimPrefix(fn, name)
-		}
-		functions = append(functions, fn)
 	}
 	slices.Sort(functions)
 	return strings.Join(functions, " and ")

@@ -3,7 +3,6 @@ package conformance
 import (
 	"context"
 	"encoding/json"
-	"encoding/xml"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -19,7 +19,7 @@ import (
 type Report struct {
 	Version string `json:"version"`
 	Worker  string `json:"worker"`
-	// Selection is what was asked for: suites, tests, shard
+	// Selection is what was asked for: suites and tests
 	Selection string    `json:"selection"`
 	Daemons   [2]string `json:"daemons"` // what they say is their version
 	Started   time.Time `json:"started"`
@@ -69,9 +69,6 @@ func newReport(ctx context.Context, opt Options) (*Report, error) {
 	}
 	if opt.Run != "" {
 		r.Selection += "; tests " + opt.Run
-	}
-	if opt.Shards > 1 {
-		r.Selection += fmt.Sprintf("; part %d of %d", opt.Shard, opt.Shards)
 	}
 	if opt.Race {
 		r.Selection += "; race detector"
@@ -141,13 +138,8 @@ func (r *Report) add(res *packageResult) {
 // judge looks for what makes the report void after all packages have been added.
 // What fails everywhere compares equal, so a broken registry, worker or harness
 // must not be taken for a clean run.
-func (r *Report) judge(sharded bool) {
-	suites := r.Suites
-	if sharded { // a suite can be left with one or two tests
-		all := r.total()
-		suites = []*SuiteCount{&all}
-	}
-	for _, s := range suites {
+func (r *Report) judge() {
+	for _, s := range r.Suites {
 		if s.Harness.Pass == 0 && s.Harness.Fail > 0 {
 			r.Void = append(r.Void, fmt.Sprintf("%s: none of the %d tests with daemons passes on upstream's: that they fail on ours too says nothing", s.Name, s.Harness.Fail))
 		}
@@ -183,11 +175,23 @@ func (r *Report) Regressions() []Difference {
 	})
 }
 
+// Failures says what is wrong with the change, or with the run.
+func (r *Report) Failures() []string {
+	failures := slices.Clone(r.Void)
+	if n := len(r.Regressions()); n > 0 {
+		failures = append(failures, fmt.Sprintf("%d tests pass with upstream's daemon only", n))
+	}
+	if n := len(r.Races.New); n > 0 {
+		failures = append(failures, fmt.Sprintf("%d data races that upstream's daemon does not have", n))
+	}
+	return failures
+}
+
 // Clear removes the reports and logs of an earlier run, that must not be taken for
 // those of one that fails. Other files that the user has there stay.
 func Clear(dir string) error {
 	var old []string
-	for _, name := range []string{"conformance.json", "conformance.md", "conformance.xml"} {
+	for _, name := range []string{"conformance.json", "conformance.md"} {
 		old = append(old, filepath.Join(dir, name))
 	}
 	logs := filepath.Join(dir, "logs")
@@ -207,30 +211,16 @@ func Clear(dir string) error {
 	return nil
 }
 
-// Write writes the report as Markdown, JSON and JUnit XML.
+// Write writes the report as Markdown and JSON.
 func (r *Report) Write(dir string) error {
 	js, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	junit, err := r.junit()
-	if err != nil {
+	if err := files.Write(filepath.Join(dir, "conformance.json"), append(js, '\n'), 0o644); err != nil {
 		return err
 	}
-	for name, dt := range map[string][]byte{
-		"conformance.json": append(js, '\n'),
-		"conformance.md":   []byte(r.Markdown()),
-		"conformance.xml":  junit,
-	} {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path+".tmp", dt, 0o644); err != nil {
-			return errors.WithStack(err)
-		}
-		if err := os.Rename(path+".tmp", path); err != nil {
-			return errors.WithStack(err)
-		}
-	}
-	return nil
+	return files.Write(filepath.Join(dir, "conformance.md"), []byte(r.Markdown()), 0o644)
 }
 
 // Markdown is the table of the suites and the list of the differences.
@@ -289,97 +279,6 @@ func join(statuses []Status) string {
 		s[i] = string(st)
 	}
 	return strings.Join(s, " ")
-}
-
-type junitSuites struct {
-	XMLName xml.Name      `xml:"testsuites"`
-	Suites  []*junitSuite `xml:"testsuite"`
-}
-
-type junitSuite struct {
-	Name     string      `xml:"name,attr"`
-	Tests    int         `xml:"tests,attr"`
-	Failures int         `xml:"failures,attr"`
-	Skipped  int         `xml:"skipped,attr"`
-	Cases    []junitCase `xml:"testcase"`
-}
-
-type junitCase struct {
-	Class   string        `xml:"classname,attr"`
-	Name    string        `xml:"name,attr"`
-	Time    float64       `xml:"time,attr"`
-	Failure *junitMessage `xml:"failure"`
-	Skipped *junitMessage `xml:"skipped"`
-}
-
-type junitMessage struct {
-	Message string `xml:"message,attr"`
-	Text    string `xml:",chardata"`
-}
-
-// junit has a failure for each regression, new race and reason why the run is
-// void or not complete. A test that does not pass on upstream's daemon either is
-// skipped.
-func (r *Report) junit() ([]byte, error) {
-	regressions := map[[2]string]Difference{}
-	for _, d := range r.Regressions() {
-		regressions[[2]string{d.Package, d.Test}] = d
-	}
-	var out junitSuites
-	var current *junitSuite
-	add := func(pkg string, c junitCase) {
-		if current == nil || current.Name != pkg {
-			current = &junitSuite{Name: pkg}
-			out.Suites = append(out.Suites, current)
-		}
-		current.Cases = append(current.Cases, c)
-		current.Tests++
-		if c.Failure != nil {
-			current.Failures++
-		}
-		if c.Skipped != nil {
-			current.Skipped++
-		}
-	}
-	failure := func(d Difference) *junitMessage {
-		return &junitMessage{
-			Message: fmt.Sprintf("upstream: %s; graphload: %s", join(d.Upstream), join(d.Graphload)),
-			Text:    strings.ToValidUTF8(d.Output, "?"),
-		}
-	}
-	for _, t := range r.Tests {
-		c := junitCase{Class: t.Package, Name: t.Name, Time: t.Seconds}
-		key := [2]string{t.Package, t.Name}
-		if d, ok := regressions[key]; ok {
-			c.Failure = failure(d)
-			delete(regressions, key)
-		} else if t.Graphload != Pass {
-			c.Skipped = &junitMessage{Message: fmt.Sprintf("upstream: %s; graphload: %s", t.Upstream, t.Graphload)}
-		}
-		add(t.Package, c)
-	}
-	for _, d := range r.Differences { // tests that have others below
-		if _, ok := regressions[[2]string{d.Package, d.Test}]; ok && d.Verdict == Regression {
-			add(d.Package, junitCase{Class: d.Package, Name: d.Test, Failure: failure(d)})
-		}
-	}
-	whole := func(name, text string) {
-		add("conformance", junitCase{Class: "conformance", Name: name, Failure: &junitMessage{Message: text, Text: strings.ToValidUTF8(text, "?")}})
-	}
-	for _, v := range r.Void {
-		whole("void", v)
-	}
-	for _, race := range r.Races.New {
-		whole("race: "+race.Place, race.Report)
-	}
-	if !r.Complete {
-		whole("complete", "the run has not come to its end")
-	}
-	dt, err := xml.MarshalIndent(out, "", "  ")
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	return append([]byte(xml.Header), append(dt, '\n')...), nil
 }
 
 // writeLog writes what the tests that did not pass have printed.

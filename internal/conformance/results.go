@@ -1,15 +1,13 @@
 package conformance
 
 import (
-	"bufio"
-	"encoding/json"
 	"io"
 	"maps"
 	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/pkg/errors"
+	"github.com/graphload/graphload/internal/gotest"
 )
 
 // Status is how a test ended.
@@ -41,63 +39,37 @@ type Result struct {
 	Output  string // of a test that did not pass
 }
 
-// event is a line of go tool test2json.
-type event struct {
-	Action  string
-	Test    string
-	Elapsed float64
-	Output  string
-}
-
-// slice is what the names of the harness have when it runs a part of its tests.
-var slice = regexp.MustCompile(`/slice=\d+-\d+/`)
-
 // parse reads the events of a test process into the results. What is not an
 // event, as the end of a process that crashed, is output of the package, which
 // is returned.
 func (rs Results) parse(r io.Reader, ended func(Status)) (string, error) {
 	outputs := map[string]*strings.Builder{}
-	output := func(test, s string) {
-		if outputs[test] == nil {
-			outputs[test] = &strings.Builder{}
-		}
-		outputs[test].WriteString(s)
-	}
-	br := bufio.NewReader(r)
-	for {
-		line, err := br.ReadBytes('\n')
-		if len(line) > 0 {
-			var ev event
-			if json.Unmarshal(line, &ev) != nil {
-				output("", string(line))
-			} else {
-				test := slice.ReplaceAllString(ev.Test, "/")
-				switch ev.Action {
-				case "output":
-					output(test, ev.Output)
-				case "run":
-					rs[test] = &Result{Status: Unfinished}
-				case "pass", "fail", "skip":
-					if test == "" {
-						break
-					}
-					rs[test] = &Result{Status: Status(ev.Action), Seconds: ev.Elapsed}
-					if b := outputs[test]; b != nil && ev.Action == "fail" {
-						rs[test].Output = b.String()
-					}
-					delete(outputs, test)
-					if ended != nil {
-						ended(Status(ev.Action))
-					}
-				}
+	err := gotest.Read(r, func(ev gotest.Event) {
+		switch ev.Action {
+		case "output":
+			if outputs[ev.Test] == nil {
+				outputs[ev.Test] = &strings.Builder{}
+			}
+			outputs[ev.Test].WriteString(ev.Output)
+		case "run":
+			rs[ev.Test] = &Result{Status: Unfinished}
+		case "pass", "fail", "skip":
+			if ev.Test == "" {
+				break
+			}
+			result := &Result{Status: Status(ev.Action), Seconds: ev.Elapsed}
+			if b := outputs[ev.Test]; b != nil && ev.Action == "fail" {
+				result.Output = b.String()
+			}
+			rs[ev.Test] = result
+			delete(outputs, ev.Test)
+			if ended != nil {
+				ended(result.Status)
 			}
 		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return "", errors.WithStack(err)
-		}
+	})
+	if err != nil {
+		return "", err
 	}
 	for test, r := range rs {
 		if b := outputs[test]; b != nil && r.Status == Unfinished {
@@ -131,17 +103,6 @@ func (rs Results) failedBefore(test string) bool {
 		}
 	}
 	return true
-}
-
-// merge adds the results of another process of the same package. Of a test that
-// both have, as one with others below, the worse counts.
-func (rs Results) merge(other Results) {
-	severity := []Status{Skip, Pass, Fail, Unfinished}
-	for test, r := range other {
-		if old, ok := rs[test]; !ok || slices.Index(severity, r.Status) > slices.Index(severity, old.Status) {
-			rs[test] = r
-		}
-	}
 }
 
 // harness returns the counts of the tests that the harness ran, and of these

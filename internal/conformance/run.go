@@ -9,12 +9,14 @@
 package conformance
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -43,8 +45,6 @@ type Options struct {
 	Race     bool   // the daemons have the race detector
 	Worker   string // the only one that is used
 	Retries  int
-	Shard    int // from 1, of Shards
-	Shards   int
 	Output   string        // folder of the reports
 	Timeout  time.Duration // of the tests of one package
 	Progress func(format string, args ...any)
@@ -52,6 +52,29 @@ type Options struct {
 
 // stopTimeout is how long a test process may take to end after it was told to.
 const stopTimeout = 30 * time.Second
+
+// unfit matches characters not allowed in the names of folders, and maxName is how long
+// a name can be.
+var unfit = regexp.MustCompile(`[^\w.,+-]+`)
+
+const maxName = 200
+
+// Name names the folder of the reports, so that runs that differ do not replace each
+// other's.
+func (o Options) Name(version string) string {
+	parts := []string{version, o.Worker}
+	if o.Race {
+		parts = append(parts, "race")
+	}
+	if len(o.Suites) < len(Suites) {
+		parts = append(parts, o.Suites...)
+	}
+	if o.Run != "" {
+		parts = append(parts, o.Run)
+	}
+	name := unfit.ReplaceAllString(strings.Join(parts, "-"), "_")
+	return name[:min(len(name), maxName)]
+}
 
 // Run runs the suites and writes the reports.
 func Run(ctx context.Context, opt Options) (_ *Report, retErr error) {
@@ -95,35 +118,26 @@ func Run(ctx context.Context, opt Options) (_ *Report, retErr error) {
 	if err := report.Write(opt.Output); err != nil {
 		return nil, err
 	}
-	changes := newChanges(opt.Trees[Graphload])
 	for i, p := range pkgs {
-		if r.inShard(i, p) {
-			res, err := r.compare(ctx, p)
-			if err != nil {
-				return nil, errors.Wrap(err, p.name)
-			}
-			report.add(res)
+		res, err := r.compare(ctx, p)
+		if err != nil {
+			return nil, errors.Wrap(err, p.name)
 		}
+		report.add(res)
 		if i+1 == len(pkgs) || pkgs[i+1].suite != p.suite {
 			s := report.suite(p.suite)
 			opt.Progress("%s: upstream %s, graphload %s", p.suite, s.Upstream, s.Graphload)
 		}
-		if report.Races, err = newRaces(r.races(Upstream), r.races(Graphload), changes); err != nil {
+		if report.Races, err = newRaces(r.races(Upstream), r.races(Graphload), opt.Trees[Graphload].Added); err != nil {
 			return nil, err
 		}
 		if err := report.Write(opt.Output); err != nil {
 			return nil, err
 		}
 	}
-	report.judge(opt.Shards > 1)
+	report.judge()
 	report.Complete = true
 	return report, report.Write(opt.Output)
-}
-
-// inShard tells if the package, the i-th, is run at all. The tests of the
-// harness are divided, other packages belong to one shard.
-func (r *runner) inShard(i int, p testPackage) bool {
-	return len(p.harness) > 0 || r.Shards < 2 || i%r.Shards == r.Shard-1
 }
 
 type runner struct {
@@ -199,18 +213,12 @@ func (r *runner) compare(ctx context.Context, p testPackage) (*packageResult, er
 			res.finished[i], res.took[i] = res.finished[i-1], res.took[i-1]
 			break
 		}
-		res.results[i], res.finished[i] = Results{}, true
 		start := time.Now()
-		for _, args := range r.selections(p) {
-			pr, err := r.test(ctx, p, i, bin[i], args)
-			if err != nil {
-				return nil, err
-			}
-			res.results[i].merge(pr.results)
-			res.output[i] += pr.output
-			res.finished[i] = res.finished[i] && pr.finished
+		pr, err := r.test(ctx, p, i, bin[i], r.args(cmp.Or(r.Options.Run, ".")))
+		if err != nil {
+			return nil, err
 		}
-		res.took[i] = time.Since(start)
+		res.results[i], res.output[i], res.finished[i], res.took[i] = pr.results, pr.output, pr.finished, time.Since(start)
 		if err := writeLog(r.log(p, i, 0), res.results[i], res.output[i]); err != nil {
 			return nil, err
 		}
@@ -238,26 +246,9 @@ func (r *runner) otherWorkers() string {
 	return "^worker=(containerd|dockerd)"
 }
 
-// selections returns the arguments of the processes that run the package. In a
-// shard one process runs a slice of each function with tests of the harness, and
-// the first shard has the other functions.
-func (r *runner) selections(p testPackage) [][]string {
-	run := r.Options.Run
-	if run == "" {
-		run = "."
-	}
-	if r.Shards < 2 || len(p.harness) == 0 {
-		return [][]string{{"-test.run=" + run, "-test.skip=.*/.*/" + r.otherWorkers()}}
-	}
-	functions := "^(" + strings.Join(p.harness, "|") + ")$"
-	selections := [][]string{{
-		fmt.Sprintf("-test.run=%s/slice=%d-%d", functions, r.Shard, r.Shards),
-		"-test.skip=.*/.*/.*/" + r.otherWorkers(),
-	}}
-	if r.Shard == 1 {
-		selections = append(selections, []string{"-test.run=" + run, "-test.skip=" + functions})
-	}
-	return selections
+// args are the arguments of a process that runs the tests of a pattern.
+func (r *runner) args(pattern string) []string {
+	return []string{"-test.run=" + pattern, "-test.skip=.*/.*/" + r.otherWorkers()}
 }
 
 // furtherTries is how often a test is tried after the retries while it is undecided.
@@ -354,7 +345,7 @@ func (r *runner) try(ctx context.Context, p testPackage, bin [2]string, diffs []
 func (r *runner) again(ctx context.Context, p testPackage, flavor int, bin string, tests []string) (_ Results, output string, finished bool, _ error) {
 	patterns := again(tests)
 	run := func(pattern string) (*processResult, error) {
-		return r.test(ctx, p, flavor, bin, []string{"-test.run=" + pattern, "-test.skip=.*/.*/" + r.otherWorkers()})
+		return r.test(ctx, p, flavor, bin, r.args(pattern))
 	}
 	all := slices.Compact(slices.Sorted(slices.Values(patterns)))
 	pr, err := run(strings.Join(all, "|"))

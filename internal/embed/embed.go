@@ -7,6 +7,8 @@ package embed
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -67,6 +69,68 @@ func Into(ctx context.Context, root string, p *Program) (*Change, bool, error) {
 	}
 	written, err := p.Write()
 	return c, written, err
+}
+
+// Embed makes the program in dir use the tree of the release that it requires, and
+// says what to run next.
+func Embed(ctx context.Context, w io.Writer, root, dir string) (*assemble.Tree, error) {
+	p, err := Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	change, changed, err := Into(ctx, root, p)
+	if err != nil {
+		return nil, err
+	}
+	t := change.Tree
+	kind := "a path relative to it, as it is inside this repository"
+	if filepath.IsAbs(change.Replace) {
+		kind = "an absolute path"
+	}
+	verb := "now replaces"
+	if !changed {
+		verb = "already replaces"
+	}
+	fmt.Fprintf(w, "%s %s BuildKit %s by %s, %s.\n", filepath.Join(p.Dir, "go.mod"), verb, t.Version, change.Replace, kind)
+	for _, mod := range change.Excludes {
+		fmt.Fprintf(w, "It excludes %s, as BuildKit does.\n", mod)
+	}
+	for _, mod := range change.Used {
+		fmt.Fprintf(w, "It does not exclude %s, which BuildKit excludes: the program uses it.\n", mod)
+	}
+	fmt.Fprintf(w, "\nNext:\n  cd %s\n", p.Dir)
+	if p.Vendored {
+		fmt.Fprintln(w, "  go mod vendor")
+	}
+	fmt.Fprintln(w, "  go build ./...")
+	return t, nil
+}
+
+// Revert removes the lines that Embed added to the go.mod in dir.
+func Revert(w io.Writer, dir string) error {
+	p, err := Open(dir)
+	if err != nil {
+		return err
+	}
+	removed, err := p.Undo()
+	if err != nil {
+		return err
+	}
+	if len(removed) == 0 {
+		fmt.Fprintf(w, "%s has no line with %q: nothing to undo.\n", filepath.Join(p.Dir, "go.mod"), Mark)
+		return nil
+	}
+	if _, err := p.Write(); err != nil {
+		return err
+	}
+	for _, line := range removed {
+		fmt.Fprintf(w, "removed: %s\n", line)
+	}
+	fmt.Fprintf(w, "\nNext, for upstream's BuildKit and its checksum:\n  cd %s\n  go mod tidy\n", p.Dir)
+	if p.Vendored {
+		fmt.Fprintln(w, "  go mod vendor")
+	}
+	return nil
 }
 
 // Open reads the go.mod in dir.

@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/build"
 	"github.com/graphload/graphload/internal/embed"
 	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/progress"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/semver"
@@ -31,9 +33,6 @@ const DefaultVersion = "v2.0.0-beta.24"
 var sums = map[string]string{
 	DefaultVersion: "h1:sWv7EckkDJhpraR9yUjkw1XeVf39+MWd58E22PYloNA=",
 }
-
-// Suffix is behind the version of an engine that has the change.
-const Suffix = "+graphload"
 
 // buildTags are those of hack/make.sh for static binaries. The one for journald
 // needs libsystemd, which has no static library: the engine's own static builds are
@@ -113,11 +112,39 @@ func Prepare(ctx context.Context, root, version string) (*Source, error) {
 	return s, nil
 }
 
+// Binaries builds the binaries of the engine, and returns their folder: bin for the
+// default release, bin/moby-<version> for others, and upstream below it for the
+// unmodified one.
+func Binaries(ctx context.Context, root, version string, unmodified bool) (string, error) {
+	start := time.Now()
+	prepare, out := Prepare, filepath.Join(root, "bin")
+	if version != DefaultVersion {
+		out = filepath.Join(out, "moby-"+version)
+	}
+	if unmodified {
+		prepare, out = Unmodified, filepath.Join(out, "upstream")
+	}
+	src, err := prepare(ctx, root, version)
+	if err != nil {
+		return "", err
+	}
+	rev, err := build.Revision(ctx, root)
+	if err != nil {
+		return "", err
+	}
+	progress.Printf("building dockerd and docker-proxy %s with BuildKit %s in %s", src.DockerVersion(), src.BuildKit, src.Dir)
+	if err := src.Build(ctx, out, rev); err != nil {
+		return "", err
+	}
+	progress.Printf("built in %s", time.Since(start).Round(time.Second))
+	return out, nil
+}
+
 // DockerVersion is what docker version shows.
 func (s *Source) DockerVersion() string {
 	v := strings.TrimPrefix(s.Version, "v")
 	if s.Embedded {
-		v += Suffix
+		v += build.Suffix
 	}
 	return v
 }
@@ -125,9 +152,6 @@ func (s *Source) DockerVersion() string {
 // Build builds static dockerd and docker-proxy into the folder out. Revision is the
 // commit of the repository whose change they have.
 func (s *Source) Build(ctx context.Context, out, revision string) error {
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return errors.WithStack(err)
-	}
 	ldflags := s.ldflags(revision)
 	for _, b := range []struct{ name, cgo string }{
 		{"dockerd", "1"}, // for disk quotas
@@ -155,8 +179,8 @@ func (s *Source) ldflags(revision string) string {
 	set(Module+"/dockerversion.BuildTime", s.time.UTC().Format("2006-01-02T15:04:05.000000000-07:00"))
 	if s.Embedded {
 		// what is replaced has no version in the binary
-		set(upstream.Module+"/version.Version", s.BuildKit+Suffix)
-		set(upstream.Module+"/version.Package", "github.com/graphload/graphload")
+		set(upstream.Module+"/version.Version", s.BuildKit+build.Suffix)
+		set(upstream.Module+"/version.Package", build.Package)
 		set(upstream.Module+"/version.Revision", revision)
 	}
 	return b.String()

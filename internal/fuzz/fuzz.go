@@ -3,12 +3,18 @@ package fuzz
 
 import (
 	"context"
+	stderrors "errors"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/gotest"
+	"github.com/graphload/graphload/internal/progress"
 	"github.com/pkg/errors"
 )
 
@@ -19,10 +25,56 @@ type Target struct {
 	Pkg  string // relative to the tree or the repository
 }
 
-// Targets are all fuzz targets.
-var Targets = []Target{
-	{Name: "FuzzApply", Pkg: "./internal/seam"},
-	{Name: "FuzzParse", Pkg: "./internal/seam"},
+// Targets returns the fuzz targets of the given names, or all for none: those in the
+// added files of a tree, and in the packages of this repository.
+func Targets(t *assemble.Tree, names []string) (targets []Target, _ error) {
+	add := func(file, pkg string, tree bool) error {
+		found, err := gotest.Functions(file, "Fuzz")
+		for _, name := range found {
+			targets = append(targets, Target{Name: name, Tree: tree, Pkg: "./" + pkg})
+		}
+		return err
+	}
+	for _, rel := range t.Added {
+		if err := add(t.Source(rel), path.Dir(rel), true); err != nil {
+			return nil, err
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(t.Root, "internal", "*", "*_test.go"))
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	for _, file := range files {
+		if err := add(file, "internal/"+filepath.Base(filepath.Dir(file)), false); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(targets, func(t Target) bool { return t.Name == name }) {
+			return nil, errors.Errorf("no fuzz target %q, there are %v", name, targets)
+		}
+	}
+	if len(names) > 0 {
+		targets = slices.DeleteFunc(targets, func(t Target) bool { return !slices.Contains(names, t.Name) })
+	}
+	return targets, nil
+}
+
+func (t Target) String() string {
+	return t.Name
+}
+
+// RunAll runs targets one after another, each for some time.
+func RunAll(ctx context.Context, targets []Target, t *assemble.Tree, d time.Duration) error {
+	var failed []error
+	for _, target := range targets {
+		progress.Printf("%s in %s for %s", target.Name, target.Pkg, d)
+		failed = append(failed, Run(ctx, target, t.Root, t.Dir, d))
+		if ctx.Err() != nil {
+			return errors.WithStack(context.Cause(ctx))
+		}
+	}
+	return stderrors.Join(failed...)
 }
 
 // Failing is the folder with the inputs that have failed in the repository at

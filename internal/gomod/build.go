@@ -4,9 +4,11 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -16,14 +18,44 @@ const BuildTags = "osusergo netgo static_build seccomp"
 // Build builds a package of the module in dir without what depends on the
 // machine. The file out is replaced when that has succeeded.
 func Build(ctx context.Context, dir, pkg, out, ldflags string, env []string, args ...string) error {
-	args = append([]string{"build", "-trimpath", "-buildvcs=false", "-tags", BuildTags, "-ldflags", ldflags, "-o", out + ".tmp"}, args...)
-	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
-	cmd.Dir = dir
-	cmd.Env = slices.Concat(os.Environ(), []string{"GOWORK=off"}, env)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	if err := cmd.Run(); err != nil {
-		os.Remove(out + ".tmp")
-		return errors.Wrapf(err, "failed to build %s", filepath.Base(out))
+	err := files.Replace(out, func(tmp string) error {
+		args := append([]string{"build", "-trimpath", "-buildvcs=false", "-tags", BuildTags, "-ldflags", ldflags, "-o", tmp}, args...)
+		cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
+		cmd.Dir = dir
+		cmd.Env = slices.Concat(os.Environ(), []string{"GOWORK=off"}, env)
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		return cmd.Run()
+	})
+	return errors.Wrapf(err, "failed to build %s", filepath.Base(out))
+}
+
+// Tool is a command of a module at one version.
+type Tool struct {
+	Module
+	Pkg     string // in the module
+	Name    string // of the command, that of the package by default
+	LDFlags string
+}
+
+// Install returns the path of the tool. It is built when it is used for the first
+// time, and kept in the cache folder of the user. It is built in the folder of its
+// module: go install refuses modules with exclude and replace directives, which are
+// for the main module.
+func (t Tool) Install(ctx context.Context) (string, error) {
+	name := t.Name
+	if name == "" {
+		name = path.Base(t.Pkg)
 	}
-	return errors.WithStack(os.Rename(out+".tmp", out))
+	out, err := files.CacheDir("tools", name+"-"+t.Version)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(out); err == nil {
+		return out, nil
+	}
+	src, err := t.Download(ctx)
+	if err != nil {
+		return "", err
+	}
+	return out, Build(ctx, src, t.Pkg, out, "-s -w "+t.LDFlags, []string{"CGO_ENABLED=0", "GOFLAGS="}, "-mod=readonly", "-tags=")
 }

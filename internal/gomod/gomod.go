@@ -25,20 +25,27 @@ func (m Module) PURL() string {
 	return "pkg:golang/" + m.Path + "@" + m.Version
 }
 
+// Source is a module in the module cache. It must not be written to.
+type Source struct {
+	Version, Dir, Sum string
+
+	Info, Error string // for this package alone
+}
+
 // Download returns the folder of the module in the module cache. A source with
 // another checksum is an error.
 func (m Module) Download(ctx context.Context) (string, error) {
-	d, err := m.download(ctx)
-	return d.Dir, err
+	s, err := m.Fetch(ctx)
+	return s.Dir, err
 }
 
 // Time returns when the version was made. It downloads the module.
 func (m Module) Time(ctx context.Context) (time.Time, error) {
-	d, err := m.download(ctx)
+	s, err := m.Fetch(ctx)
 	if err != nil {
 		return time.Time{}, err
 	}
-	dt, err := os.ReadFile(d.Info)
+	dt, err := os.ReadFile(s.Info)
 	if err != nil {
 		return time.Time{}, errors.WithStack(err)
 	}
@@ -47,30 +54,32 @@ func (m Module) Time(ctx context.Context) (time.Time, error) {
 	return info.Time, errors.WithStack(err)
 }
 
-// download is what the go command says of a module in the module cache.
-type download struct {
-	Dir, Info, Sum, Error string
-}
-
-func (m Module) download(ctx context.Context) (download, error) {
-	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", m.Path+"@"+m.Version)
-	cmd.Dir = os.TempDir()
+// Fetch downloads the module with the go command, or finds it in the module cache. A
+// source with another checksum is an error.
+func (m Module) Fetch(ctx context.Context) (Source, error) {
+	name := m.Path + "@" + m.Version
+	goCmd, err := exec.LookPath("go")
+	if err != nil {
+		return Source{}, errors.Wrapf(err, "the go command is needed to fetch %s: install Go 1.26 or add it to PATH", m.Path)
+	}
+	cmd := exec.CommandContext(ctx, goCmd, "mod", "download", "-json", name)
+	cmd.Dir = os.TempDir() // not in a module whose go.mod could replace it
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	dt, runErr := cmd.Output()
-	var d download
-	if err := json.Unmarshal(dt, &d); err != nil {
+	var s Source
+	if err := json.Unmarshal(dt, &s); err != nil {
 		if runErr == nil {
 			runErr = err
 		}
-		return download{}, errors.Wrapf(runErr, "go mod download: %s", bytes.TrimSpace(stderr.Bytes()))
+		return Source{}, errors.Wrapf(runErr, "failed to fetch %s: %s", name, bytes.TrimSpace(stderr.Bytes()))
 	}
-	if d.Error != "" {
-		return download{}, errors.New(d.Error)
+	if s.Error != "" {
+		return Source{}, errors.Errorf("failed to fetch %s: %s", name, s.Error)
 	}
-	if m.Sum != "" && d.Sum != m.Sum {
-		return download{}, errors.Errorf("checksum of %s %s is %s, not %s", m.Path, m.Version, d.Sum, m.Sum)
+	if m.Sum != "" && s.Sum != m.Sum {
+		return Source{}, errors.Errorf("checksum of %s is %s, but %s is recorded: clean the module cache, and compare the two sources before you change the record", name, s.Sum, m.Sum)
 	}
-	return d, nil
+	return s, nil
 }

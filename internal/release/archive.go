@@ -6,8 +6,6 @@ package release
 import (
 	"archive/tar"
 	"compress/gzip"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -38,14 +37,14 @@ func (f File) content() ([]byte, error) {
 
 // WriteArchive writes files as a compressed tar archive. The order of files,
 // their owner and what their times are on disk make no difference.
-func WriteArchive(w io.Writer, files []File, mtime time.Time) error {
+func WriteArchive(w io.Writer, contents []File, mtime time.Time) error {
 	zw, err := gzip.NewWriterLevel(w, gzip.BestCompression)
 	if err != nil {
 		return errors.WithStack(err)
 	}
 	tw := tar.NewWriter(zw)
 	written := map[string]bool{".": true}
-	for _, f := range slices.SortedFunc(slices.Values(files), func(a, b File) int { return strings.Compare(a.Name, b.Name) }) {
+	for _, f := range slices.SortedFunc(slices.Values(contents), func(a, b File) int { return strings.Compare(a.Name, b.Name) }) {
 		if !filepath.IsLocal(f.Name) || path.Clean(f.Name) != f.Name {
 			return errors.Errorf("%q is not the name of a file below the prefix", f.Name)
 		}
@@ -105,25 +104,11 @@ func header(name string, typ byte, mode os.FileMode, mtime time.Time) *tar.Heade
 func Checksums(dir string, names []string) ([]byte, error) {
 	var sb strings.Builder
 	for _, name := range slices.Sorted(slices.Values(names)) {
-		sum, err := SHA256(filepath.Join(dir, name))
+		sum, err := files.SHA256(filepath.Join(dir, name))
 		if err != nil {
 			return nil, err
 		}
 		fmt.Fprintf(&sb, "%s  %s\n", sum, name)
 	}
 	return []byte(sb.String()), nil
-}
-
-// SHA256 returns the digest of a file, in hexadecimal.
-func SHA256(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", errors.WithStack(err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", errors.WithStack(err)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -161,7 +162,7 @@ func checkRootfs(img v1.Image, arch string) error {
 		if err != nil {
 			return errors.Wrap(err, name)
 		}
-		if interp := interpreter(f); interp != "" && !r.exists(interp) {
+		if interp := files.Interpreter(f); interp != "" && !r.exists(interp) {
 			return errors.Errorf("%s needs %s", name, interp)
 		}
 		for _, lib := range libs {
@@ -208,19 +209,6 @@ func (r *rootfs) read(tr *tar.Reader) error {
 			}
 		}
 	}
-}
-
-func interpreter(f *elf.File) string {
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			dt, err := io.ReadAll(p.Open())
-			if err != nil {
-				return ""
-			}
-			return strings.TrimRight(string(dt), "\x00")
-		}
-	}
-	return ""
 }
 
 // exists follows links of the last part of a path.

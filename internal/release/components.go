@@ -8,17 +8,15 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/apt"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
 )
 
 // Architectures are those that are distributed, with the triplet of their
 // compiler for C.
-var Architectures = map[string]string{
-	"amd64": "x86_64-linux-gnu",
-	"arm64": "aarch64-linux-gnu",
-}
+var Architectures = apt.Triplets
 
 // Component is a binary of another project that BuildKit's own archive or image
 // has.
@@ -91,7 +89,7 @@ type Builder struct {
 	Arch    string
 	Dir     string // for the binaries
 	Work    string // for what they are linked with
-	Archive *debian.Archive
+	Archive *apt.Archive
 	Env     []string // added to the environment of the go command
 }
 
@@ -110,7 +108,7 @@ func (b *Builder) Build(ctx context.Context, dir, pkg, name, ldflags string, env
 
 // BuildComponent builds a component, and returns the packages of Debian that
 // are linked into it.
-func (b *Builder) BuildComponent(ctx context.Context, c Component) ([]debian.Package, error) {
+func (b *Builder) BuildComponent(ctx context.Context, c Component) ([]apt.Package, error) {
 	src, err := c.Module.Download(ctx)
 	if err != nil {
 		return nil, err
@@ -148,41 +146,33 @@ func (b *Builder) CachedComponent(ctx context.Context, c Component, cache string
 		if _, err := b.BuildComponent(ctx, c); err != nil {
 			return err
 		}
-		if err := copyFile(filepath.Join(b.Dir, c.Name), file, 0o755); err != nil {
+		if err := files.Copy(filepath.Join(b.Dir, c.Name), file, 0o755); err != nil {
 			return err
 		}
 	}
 	if err := os.MkdirAll(b.Dir, 0o755); err != nil {
 		return errors.WithStack(err)
 	}
-	return copyFile(file, filepath.Join(b.Dir, c.Name), 0o755)
+	return files.Copy(file, filepath.Join(b.Dir, c.Name), 0o755)
 }
 
 // seccomp is the package of Debian that is linked into runc.
 const seccomp = "libseccomp-dev"
 
 // sysroot unpacks what runc is linked with.
-func (b *Builder) sysroot(ctx context.Context) (string, []debian.Package, error) {
+func (b *Builder) sysroot(ctx context.Context) (string, []apt.Package, error) {
 	pkgs, err := b.Archive.Resolve(ctx, []string{seccomp}, nil)
 	if err != nil {
 		return "", nil, err
 	}
-	pkgs = slices.DeleteFunc(pkgs, func(p debian.Package) bool { return p.Name != seccomp })
-	files, err := b.Archive.Fetch(ctx, pkgs)
+	pkgs = slices.DeleteFunc(pkgs, func(p apt.Package) bool { return p.Name != seccomp })
+	debs, err := b.Archive.Fetch(ctx, pkgs)
 	if err != nil {
 		return "", nil, err
 	}
 	dir := filepath.Join(b.Work, "sysroot", b.Arch)
-	if err := emptyDir(dir); err != nil {
+	if err := files.Empty(dir); err != nil {
 		return "", nil, err
 	}
-	return dir, pkgs, debian.Unpack(ctx, dir, files...)
-}
-
-// emptyDir makes a folder that has nothing of an earlier build.
-func emptyDir(dir string) error {
-	if err := os.RemoveAll(dir); err != nil {
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(os.MkdirAll(dir, 0o755))
+	return dir, pkgs, apt.Unpack(ctx, dir, debs...)
 }

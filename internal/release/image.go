@@ -3,6 +3,7 @@ package release
 import (
 	"context"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -12,7 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/apt"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/pkg/errors"
@@ -54,14 +56,14 @@ var notInImage = []string{
 // ImageContext is the build context of the images.
 type ImageContext struct {
 	Dir      string
-	Packages map[string]map[string][]debian.Package // by architecture and folder
-	Tools    []debian.Package                       // that unpack them, and are not in the images
+	Packages map[string]map[string][]apt.Package // by architecture and folder
+	Tools    []apt.Package                       // that unpack them, and are not in the images
 }
 
 // NewImageContext returns the context in a folder, of which it removes what is
 // there.
 func NewImageContext(dir string) (*ImageContext, error) {
-	return &ImageContext{Dir: dir}, emptyDir(dir)
+	return &ImageContext{Dir: dir}, files.Empty(dir)
 }
 
 // BinDir is the folder with binaries for an architecture.
@@ -70,7 +72,7 @@ func (c *ImageContext) BinDir(arch string) string {
 }
 
 // PackagesOf returns the packages of an image.
-func (c *ImageContext) PackagesOf(arch string, v Variant) []debian.Package {
+func (c *ImageContext) PackagesOf(arch string, v Variant) []apt.Package {
 	folder := "root"
 	if v == Rootless {
 		folder = "rootless"
@@ -79,12 +81,12 @@ func (c *ImageContext) PackagesOf(arch string, v Variant) []debian.Package {
 }
 
 // AddLicenses puts licenses into the context.
-func (c *ImageContext) AddLicenses(files []File) error {
+func (c *ImageContext) AddLicenses(licenses []File) error {
 	dir := filepath.Join(c.Dir, "licenses")
-	if err := emptyDir(dir); err != nil {
+	if err := files.Empty(dir); err != nil {
 		return err
 	}
-	for _, f := range files {
+	for _, f := range licenses {
 		dt, err := f.content()
 		if err != nil {
 			return err
@@ -103,7 +105,7 @@ func (c *ImageContext) AddLicenses(files []File) error {
 // Prepare puts scripts, and the packages of the architectures, into the
 // context. source is the folder of the Dockerfile, open returns the archive of
 // an architecture.
-func (c *ImageContext) Prepare(ctx context.Context, source string, archs []string, open func(arch string) (*debian.Archive, error)) error {
+func (c *ImageContext) Prepare(ctx context.Context, source string, archs []string, open func(arch string) (*apt.Archive, error)) error {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return errors.WithStack(err)
 	}
@@ -112,11 +114,11 @@ func (c *ImageContext) Prepare(ctx context.Context, source string, archs []strin
 		return errors.WithStack(err)
 	}
 	for _, e := range entries {
-		if err := copyFile(filepath.Join(source, e.Name()), filepath.Join(c.Dir, e.Name()), 0o644); err != nil {
+		if err := files.Copy(filepath.Join(source, e.Name()), filepath.Join(c.Dir, e.Name()), 0o644); err != nil {
 			return err
 		}
 	}
-	c.Packages = map[string]map[string][]debian.Package{}
+	c.Packages = map[string]map[string][]apt.Package{}
 	for _, arch := range archs {
 		a, err := open(arch)
 		if err != nil {
@@ -133,8 +135,8 @@ func (c *ImageContext) Prepare(ctx context.Context, source string, archs []strin
 	return c.addTools(ctx, a)
 }
 
-func (c *ImageContext) addPackages(ctx context.Context, a *debian.Archive, arch string) error {
-	byFolder := map[string][]debian.Package{}
+func (c *ImageContext) addPackages(ctx context.Context, a *apt.Archive, arch string) error {
+	byFolder := map[string][]apt.Package{}
 	c.Packages[arch] = byFolder
 	for _, folder := range []string{"all", "root", "rootless"} {
 		pkgs, err := a.Resolve(ctx, imagePackages[folder], notInImage)
@@ -142,19 +144,19 @@ func (c *ImageContext) addPackages(ctx context.Context, a *debian.Archive, arch 
 			return err
 		}
 		if folder != "all" {
-			pkgs = slices.DeleteFunc(pkgs, func(p debian.Package) bool { return slices.Contains(byFolder["all"], p) })
+			pkgs = slices.DeleteFunc(pkgs, func(p apt.Package) bool { return slices.Contains(byFolder["all"], p) })
 		}
 		byFolder[folder] = pkgs
-		files, err := a.Fetch(ctx, pkgs)
+		debs, err := a.Fetch(ctx, pkgs)
 		if err != nil {
 			return err
 		}
 		dir := filepath.Join(c.Dir, arch, "debs", folder)
-		if err := emptyDir(dir); err != nil {
+		if err := files.Empty(dir); err != nil {
 			return err
 		}
-		for _, file := range files {
-			if err := copyFile(file, filepath.Join(dir, filepath.Base(file)), 0o644); err != nil {
+		for _, file := range debs {
+			if err := files.Copy(file, filepath.Join(dir, filepath.Base(file)), 0o644); err != nil {
 				return err
 			}
 		}
@@ -167,21 +169,21 @@ func (c *ImageContext) addPackages(ctx context.Context, a *debian.Archive, arch 
 var toolPackages = []string{"busybox-static", "libcap2-bin"}
 
 // addTools adds the root filesystem of the stage that unpacks.
-func (c *ImageContext) addTools(ctx context.Context, a *debian.Archive) error {
+func (c *ImageContext) addTools(ctx context.Context, a *apt.Archive) error {
 	pkgs, err := a.Resolve(ctx, toolPackages, notInImage)
 	if err != nil {
 		return err
 	}
-	files, err := a.Fetch(ctx, pkgs)
+	debs, err := a.Fetch(ctx, pkgs)
 	if err != nil {
 		return err
 	}
 	c.Tools = pkgs
 	dir := filepath.Join(c.Dir, "tools")
-	if err := emptyDir(dir); err != nil {
+	if err := files.Empty(dir); err != nil {
 		return err
 	}
-	return debian.Unpack(ctx, dir, files...)
+	return apt.Unpack(ctx, dir, debs...)
 }
 
 // ImageOptions select what is built from a context.
@@ -244,13 +246,23 @@ func (c *ImageContext) Build(ctx context.Context, bk *client.Client, opt ImageOp
 	return eg.Wait()
 }
 
-func copyFile(src, dst string, mode os.FileMode) error {
-	dt, err := os.ReadFile(src)
-	if err != nil {
-		return errors.WithStack(err)
+// Shipped returns the binaries of the last release, or of the last build.
+func Shipped(root string) (bins []string, _ error) {
+	var patterns []string
+	for _, arch := range slices.Sorted(maps.Keys(Architectures)) {
+		patterns = append(patterns, filepath.Join(root, "build", "dist", "context", arch, "bin", "*"))
 	}
-	if err := os.WriteFile(dst, dt, mode); err != nil {
-		return errors.WithStack(err)
+	for _, patterns := range [][]string{patterns, {filepath.Join(root, "bin", "build*")}} {
+		for _, pattern := range patterns {
+			found, err := filepath.Glob(pattern)
+			if err != nil {
+				return nil, errors.WithStack(err)
+			}
+			bins = append(bins, found...)
+		}
+		if len(bins) > 0 {
+			return bins, nil
+		}
 	}
-	return errors.WithStack(os.Chmod(dst, mode))
+	return nil, errors.New("there are no binaries: run graphload dist, or graphload build")
 }

@@ -3,6 +3,7 @@ package release
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"debug/buildinfo"
 	"encoding/base64"
 	"encoding/hex"
@@ -13,7 +14,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/apt"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 	spdxjson "github.com/spdx/tools-golang/json"
 	"github.com/spdx/tools-golang/spdx"
@@ -34,7 +36,7 @@ type Contents struct {
 	Version  string
 	Revision string // of the repository
 	Binaries []Binary
-	Packages []debian.Package // that are in it, or linked into a binary
+	Packages []apt.Package // that are in it, or linked into a binary
 	Created  time.Time
 }
 
@@ -78,7 +80,7 @@ func SBOM(c Contents) ([]byte, error) {
 	modules := map[common.ElementID]*v2_3.Package{}
 	digests := ""
 	for _, b := range slices.SortedFunc(slices.Values(c.Binaries), func(a, b Binary) int { return cmp.Compare(a.Name, b.Name) }) {
-		sum, err := SHA256(b.Path)
+		sum, err := files.SHA256(b.Path)
 		if err != nil {
 			return nil, err
 		}
@@ -120,7 +122,7 @@ func SBOM(c Contents) ([]byte, error) {
 		relate(root.PackageSPDXIdentifier, common.TypeRelationshipContains, pkg.PackageSPDXIdentifier)
 	}
 	// a name of its own for each content
-	doc.DocumentNamespace = fmt.Sprintf("https://github.com/graphload/graphload/spdx/%s-%s", c.Name, sha256Hex([]byte(digests))[:32])
+	doc.DocumentNamespace = fmt.Sprintf("https://github.com/graphload/graphload/spdx/%s-%.16x", c.Name, sha256.Sum256([]byte(digests)))
 
 	var buf bytes.Buffer
 	if err := spdxjson.Write(doc, &buf, spdxjson.Indent("  "), spdxjson.EscapeHTML(false)); err != nil {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -182,7 +183,7 @@ func (d *Daemon) SaveLog(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return errors.WithStack(err)
 	}
-	return copyFile(d.LogPath, path, 0o644)
+	return files.Copy(d.LogPath, path, 0o644)
 }
 
 // Stop ends the daemon and what it left running, and keeps its root. A daemon

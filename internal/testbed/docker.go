@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/graphload/graphload/internal/upstream"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -22,7 +22,7 @@ const dockerStartTimeout = time.Minute
 // dockerDir is the folder that Debian's Docker engine is unpacked to. Nothing is
 // installed, so no service is started and what is on the machine stays as it is.
 func dockerDir() (string, error) {
-	return upstream.CacheDir("docker")
+	return files.CacheDir("docker")
 }
 
 // HasDocker tells if the engine has been fetched.

@@ -6,7 +6,8 @@ import (
 	"path/filepath"
 	"runtime"
 
-	"github.com/graphload/graphload/internal/debian"
+	"github.com/graphload/graphload/internal/apt"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -36,7 +37,7 @@ func copyFromPackage(ctx context.Context, arch, name, file, dst string) error {
 	if err != nil {
 		return err
 	}
-	files, err := a.Fetch(ctx, pkgs)
+	debs, err := a.Fetch(ctx, pkgs)
 	if err != nil {
 		return err
 	}
@@ -45,8 +46,8 @@ func copyFromPackage(ctx context.Context, arch, name, file, dst string) error {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	if err := debian.Unpack(ctx, temp, files...); err != nil {
+	if err := apt.Unpack(ctx, temp, debs...); err != nil {
 		return err
 	}
-	return copyFile(filepath.Join(temp, file), dst, 0o755)
+	return files.Copy(filepath.Join(temp, file), dst, 0o755)
 }

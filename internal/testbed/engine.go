@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/graphload/graphload/internal/files"
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
 )
 
@@ -23,14 +25,11 @@ const containerdVersion = "v2.3.5"
 // is used for the first time, and kept in the cache folder of the user.
 func ContainerdBinary(ctx context.Context) (string, error) {
 	const module = "github.com/containerd/containerd/v2"
-	return tool{
-		name:    "containerd",
-		module:  module,
-		version: containerdVersion,
-		sum:     "h1:9MYlI81gUcOZ0WsCkSMtvOU7rTR3hqAoa2eCzhoLlkA=",
-		pkg:     "./cmd/containerd",
-		ldflags: "-X " + module + "/version.Version=" + containerdVersion,
-	}.install(ctx)
+	return gomod.Tool{
+		Module:  gomod.Module{Path: module, Version: containerdVersion, Sum: "h1:9MYlI81gUcOZ0WsCkSMtvOU7rTR3hqAoa2eCzhoLlkA="},
+		Pkg:     "./cmd/containerd",
+		LDFlags: "-X " + module + "/version.Version=" + containerdVersion,
+	}.Install(ctx)
 }
 
 // EngineOptions are how an engine differs from one with the defaults of Docker.
@@ -162,7 +161,7 @@ func (e *Engine) SaveLog(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return errors.WithStack(err)
 	}
-	return copyFile(e.LogPath, path, 0o644)
+	return files.Copy(e.LogPath, path, 0o644)
 }
 
 // Close ends the engine and removes its folder.

@@ -7,18 +7,18 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/graphload/graphload/internal/debian"
-	"github.com/graphload/graphload/internal/upstream"
+	"github.com/graphload/graphload/internal/apt"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
 // debianArchive opens the current packages of an architecture.
-func debianArchive(ctx context.Context, arch string) (*debian.Archive, error) {
-	dir, err := upstream.CacheDir("debian")
+func debianArchive(ctx context.Context, arch string) (*apt.Archive, error) {
+	dir, err := files.CacheDir("debian")
 	if err != nil {
 		return nil, err
 	}
-	return debian.Open(ctx, dir, arch, debian.DefaultMirror)
+	return apt.Open(ctx, dir, arch, apt.DefaultMirror)
 }
 
 // present are packages that a machine has which runs tests, and those whose only
@@ -29,7 +29,7 @@ var present = []string{"adduser", "debconf", "dpkg", "libc6", "libgcc-s1", "gcc-
 // folder of the cache with the given name, unless it has a file. Nothing is
 // installed, so no service is started and what is on the machine stays as it is.
 func unpackPackages(ctx context.Context, name, file string, packages []string) (string, error) {
-	dir, err := upstream.CacheDir(name)
+	dir, err := files.CacheDir(name)
 	if err != nil {
 		return "", err
 	}
@@ -44,7 +44,7 @@ func unpackPackages(ctx context.Context, name, file string, packages []string) (
 	if err != nil {
 		return "", err
 	}
-	files, err := a.Fetch(ctx, pkgs)
+	debs, err := a.Fetch(ctx, pkgs)
 	if err != nil {
 		return "", err
 	}
@@ -53,7 +53,7 @@ func unpackPackages(ctx context.Context, name, file string, packages []string) (
 		return "", errors.WithStack(err)
 	}
 	defer os.RemoveAll(temp)
-	if err := debian.Unpack(ctx, temp, files...); err != nil {
+	if err := apt.Unpack(ctx, temp, debs...); err != nil {
 		return "", err
 	}
 	if err := os.Rename(temp, dir); err != nil {
@@ -65,6 +65,6 @@ func unpackPackages(ctx context.Context, name, file string, packages []string) (
 // libraryPath is the environment variable for the libraries in a folder that
 // packages were unpacked to.
 func libraryPath(dir string) string {
-	triplet := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}[runtime.GOARCH]
+	triplet := apt.Triplets[runtime.GOARCH]
 	return "LD_LIBRARY_PATH=" + strings.Join([]string{filepath.Join(dir, "usr/lib", triplet), filepath.Join(dir, "lib", triplet)}, ":")
 }

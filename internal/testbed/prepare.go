@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
 )
 
@@ -245,14 +246,12 @@ const composeVersion = "v5.3.1"
 // ComposeBinary returns the path of an unmodified docker compose. It is built
 // when it is used for the first time, and kept in the cache folder of the user.
 func ComposeBinary(ctx context.Context) (string, error) {
-	return tool{
-		name:    "docker-compose",
-		module:  "github.com/docker/compose/v5",
-		version: composeVersion,
-		sum:     "h1:rZiPwrtg1dBmVGcHiioLtzCS+TcvZq81zl0zs2BwtbE=",
-		pkg:     "./cmd",
-		ldflags: "-X github.com/docker/compose/v5/internal.Version=" + composeVersion,
-	}.install(ctx)
+	return gomod.Tool{
+		Module:  gomod.Module{Path: "github.com/docker/compose/v5", Version: composeVersion, Sum: "h1:rZiPwrtg1dBmVGcHiioLtzCS+TcvZq81zl0zs2BwtbE="},
+		Pkg:     "./cmd",
+		Name:    "docker-compose",
+		LDFlags: "-X github.com/docker/compose/v5/internal.Version=" + composeVersion,
+	}.Install(ctx)
 }
 
 // startCompose starts a Docker engine, which compose wants to talk to.

@@ -3,6 +3,7 @@ package testbed
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,4 +133,12 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.WaitDelay = stopTimeout
 	return cmd
+}
+
+// CloseLast closes c, and reports what it left behind unless something else has
+// failed before.
+func CloseLast(c io.Closer, err *error) {
+	if closeErr := c.Close(); *err == nil {
+		*err = closeErr
+	}
 }

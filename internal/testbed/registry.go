@@ -25,6 +25,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
 	"golang.org/x/crypto/bcrypt"
 )
@@ -68,13 +69,10 @@ var registryListens = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 // RegistryBinary returns the path of the registry. It is built when it is used
 // for the first time, and kept in the cache folder of the user.
 func RegistryBinary(ctx context.Context) (string, error) {
-	return tool{
-		name:    "registry",
-		module:  "github.com/distribution/distribution/v3",
-		version: "v3.1.2",
-		sum:     "h1:/Bv2YIqqSR00HiO49FT93hovy6r9IlrzwUDsJjCN5qg=",
-		pkg:     "./cmd/registry",
-	}.install(ctx)
+	return gomod.Tool{
+		Module: gomod.Module{Path: "github.com/distribution/distribution/v3", Version: "v3.1.2", Sum: "h1:/Bv2YIqqSR00HiO49FT93hovy6r9IlrzwUDsJjCN5qg="},
+		Pkg:    "./cmd/registry",
+	}.Install(ctx)
 }
 
 // StartRegistry starts an empty registry. It must be closed.
@@ -119,6 +117,26 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 	if err != nil {
 		return nil, err
 	}
+	running, err := RunRegistry(ctx, bin, config)
+	if err != nil {
+		backend <- ""
+		return nil, err
+	}
+	r.process = running.process
+	backend <- running.Host
+	return r, nil
+}
+
+// RegistryProcess is a registry that was started with a configuration.
+type RegistryProcess struct {
+	Host string // 127.0.0.1 with port
+
+	process *process
+}
+
+// RunRegistry starts a registry with a configuration file, which it has read when this
+// returns. It must be closed.
+func RunRegistry(ctx context.Context, bin, config string) (*RegistryProcess, error) {
 	stderr, w, err := os.Pipe()
 	if err != nil {
 		return nil, errors.WithStack(err)
@@ -126,6 +144,7 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 	cmd := exec.Command(bin, "serve", config) //nolint:noctx // ended by Close
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
 	cmd.Stderr = w
+	r := &RegistryProcess{}
 	r.process, err = start(cmd)
 	w.Close()
 	if err != nil {
@@ -139,21 +158,29 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 		for sc := bufio.NewScanner(stderr); sc.Scan(); {
 			fmt.Fprintln(&out, sc.Text())
 			if m := registryListens.FindStringSubmatch(sc.Text()); m != nil {
-				backend <- m[1]
+				r.Host = m[1]
 				listens <- nil
 				io.Copy(io.Discard, stderr)
 				return
 			}
 		}
-		backend <- ""
 		listens <- errors.Errorf("the registry did not start: %s", out.String())
 	}()
 	select {
-	case err := <-listens:
-		return r, err
+	case err = <-listens:
 	case <-ctx.Done():
-		return nil, errors.WithStack(context.Cause(ctx))
+		err = errors.WithStack(context.Cause(ctx))
 	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// Close ends the registry.
+func (r *RegistryProcess) Close() error {
+	return r.process.stop()
 }
 
 // keyPair returns the files of the certificate and its key, with TLS.

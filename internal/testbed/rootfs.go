@@ -1,12 +1,11 @@
 package testbed
 
 import (
-	"debug/elf"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -21,14 +20,14 @@ func WriteRootfs(dir string) error {
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	if err := checkStatic(src); err != nil {
+	if err := files.CheckStatic(src); err != nil {
 		return err
 	}
 	bin := filepath.Join(dir, "bin")
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return errors.WithStack(err)
 	}
-	if err := copyFile(src, filepath.Join(bin, "busybox"), 0o755); err != nil {
+	if err := files.Copy(src, filepath.Join(bin, "busybox"), 0o755); err != nil {
 		return err
 	}
 	for _, name := range applets {
@@ -37,36 +36,4 @@ func WriteRootfs(dir string) error {
 		}
 	}
 	return nil
-}
-
-// checkStatic returns an error if a program needs a dynamic linker.
-func checkStatic(path string) error {
-	f, err := elf.Open(path)
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return errors.Errorf("%s is not static: install busybox-static", path)
-		}
-	}
-	return nil
-}
-
-func copyFile(src, dst string, mode os.FileMode) error {
-	in, err := os.Open(src)
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	defer in.Close()
-	out, err := os.OpenFile(dst, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	if _, err := io.Copy(out, in); err != nil {
-		out.Close()
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(out.Close())
 }

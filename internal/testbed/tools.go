@@ -15,16 +15,6 @@ import (
 	"golang.org/x/mod/semver"
 )
 
-// tool is a command of a Go module at one version.
-type tool struct {
-	name    string
-	module  string
-	version string
-	sum     string // h1: checksum of the module, as in go.sum
-	pkg     string
-	ldflags string
-}
-
 // buildxSums has the checksums of the releases of buildx that can be used.
 var buildxSums = map[string]string{
 	"v0.15.1": "h1:1cO6JIc0rOoC8tlxfXoh1HH1uxaNvYH1q7J7kv5enhw=",
@@ -65,14 +55,11 @@ func Buildx(ctx context.Context, version string) (string, error) {
 	if !ok {
 		return "", errors.Errorf("no checksum for buildx %s", version)
 	}
-	return tool{
-		name:    "buildx",
-		module:  module,
-		version: version,
-		sum:     sum,
-		pkg:     "./cmd/buildx",
-		ldflags: "-X " + module + "/version.Version=" + version,
-	}.install(ctx)
+	return gomod.Tool{
+		Module:  gomod.Module{Path: module, Version: version, Sum: sum},
+		Pkg:     "./cmd/buildx",
+		LDFlags: "-X " + module + "/version.Version=" + version,
+	}.Install(ctx)
 }
 
 // DockerfileFrontend returns the path of the Dockerfile frontend of the BuildKit
@@ -91,47 +78,8 @@ func DockerfileFrontend(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return tool{
-		name:    "dockerfile-frontend",
-		module:  upstream.Module,
-		version: version,
-		sum:     list.Releases[version],
-		pkg:     "./frontend/dockerfile/cmd/dockerfile-frontend",
-	}.install(ctx)
-}
-
-// install builds the tool in the folder of its module: go install refuses
-// modules with exclude and replace directives, which are for the main module.
-func (t tool) install(ctx context.Context) (_ string, retErr error) {
-	dir, err := upstream.CacheDir("tools")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, t.name+"-"+t.version)
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	defer func() {
-		retErr = errors.Wrapf(retErr, "failed to build %s %s", t.name, t.version)
-	}()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", errors.WithStack(err)
-	}
-	temp, err := os.MkdirTemp(dir, "build-")
-	if err != nil {
-		return "", errors.WithStack(err)
-	}
-	defer os.RemoveAll(temp)
-	src, err := gomod.Module{Path: t.module, Version: t.version, Sum: t.sum}.Download(ctx)
-	if err != nil {
-		return "", err
-	}
-	out := filepath.Join(temp, t.name)
-	build := command(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-mod=readonly", "-ldflags", "-s -w "+t.ldflags, "-o", out, t.pkg)
-	build.Dir = src
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
-	if _, err := output(build); err != nil {
-		return "", err
-	}
-	return path, errors.WithStack(os.Rename(out, path))
+	return gomod.Tool{
+		Module: gomod.Module{Path: upstream.Module, Version: version, Sum: list.Releases[version]},
+		Pkg:    "./frontend/dockerfile/cmd/dockerfile-frontend",
+	}.Install(ctx)
 }

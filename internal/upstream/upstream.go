@@ -4,13 +4,11 @@
 package upstream
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/modfile"
 )
@@ -25,13 +23,6 @@ type Source struct {
 	Version string
 	Dir     string
 	Sum     string // h1: checksum, as in go.sum
-}
-
-// CacheDir returns a folder, of the given path, among those that are kept between
-// runs: in the cache folder of the user.
-func CacheDir(elem ...string) (string, error) {
-	dir, err := os.UserCacheDir()
-	return filepath.Join(append([]string{dir, "graphload"}, elem...)...), errors.WithStack(err)
 }
 
 // Root returns the folder of the repository that the working directory is in.
@@ -70,38 +61,15 @@ func DefaultVersion(root string) (string, error) {
 	return "", errors.Errorf("%s does not require %s", path, Module)
 }
 
-// Fetch downloads a release of a module with the go command, or finds it in the
-// module cache. An empty sum accepts any source, otherwise a different one is an
-// error.
+// Fetch downloads a release of a module, or finds it in the module cache. An empty
+// sum accepts any source, otherwise a different one is an error.
 func Fetch(ctx context.Context, module, version, sum string) (*Source, error) {
-	goCmd, err := exec.LookPath("go")
+	src, err := gomod.Module{Path: module, Version: version, Sum: sum}.Fetch(ctx)
 	if err != nil {
-		return nil, errors.Wrapf(err, "the go command is needed to fetch %s: install Go 1.26 or add it to PATH", module)
+		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, goCmd, "mod", "download", "-json", module+"@"+version)
-	cmd.Dir = os.TempDir() // not in a module whose go.mod could replace it
-	cmd.Env = append(os.Environ(), "GOWORK=off")
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	runErr := cmd.Run()
-
-	var mod struct {
-		Version, Dir, Sum, Error string
+	if src.Version != version { // the go command takes a query, too
+		return nil, errors.Errorf("%q is not a release but stands for %s: give the version in full", version, src.Version)
 	}
-	if err := json.Unmarshal(stdout.Bytes(), &mod); err != nil {
-		if runErr == nil {
-			runErr = err
-		}
-		return nil, errors.Wrapf(runErr, "failed to fetch %s@%s: %s", module, version, bytes.TrimSpace(stderr.Bytes()))
-	}
-	if mod.Error != "" {
-		return nil, errors.Errorf("failed to fetch %s@%s: %s", module, version, mod.Error)
-	}
-	if mod.Version != version { // the go command takes a query, too
-		return nil, errors.Errorf("%q is not a release but stands for %s: give the version in full", version, mod.Version)
-	}
-	if sum != "" && mod.Sum != sum {
-		return nil, errors.Errorf("checksum of %s@%s is %s, but seams.yaml records %s: clean the module cache, and compare the two sources before you change the record", module, version, mod.Sum, sum)
-	}
-	return &Source{Module: module, Version: version, Dir: mod.Dir, Sum: mod.Sum}, nil
+	return &Source{Module: module, Version: version, Dir: src.Dir, Sum: src.Sum}, nil
 }

@@ -1,20 +1,22 @@
-package main
+// Package compat fills the table of clients and scenarios, on upstream's daemon and on
+// this one.
+package compat
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	stderrors "errors"
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/graphload/graphload/internal/assemble"
-	"github.com/graphload/graphload/internal/gomod"
+	"github.com/graphload/graphload/internal/demo"
+	"github.com/graphload/graphload/internal/files"
+	"github.com/graphload/graphload/internal/gotest"
+	"github.com/graphload/graphload/internal/progress"
 	"github.com/graphload/graphload/internal/testbed"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/semver"
@@ -34,16 +36,19 @@ const (
 	beside   = "beside an unrelated build"
 )
 
-// table is what passes with which client, on upstream's daemon and on this one.
-type table struct {
-	version   string
-	date      time.Time
-	runs      int
-	versions  []string // of buildx
-	scenarios []string // only these, all of them and the Go client for none
-	programs  []string // versions of what takes part beside buildx
-	complete  bool     // everything has run
-	rows      []tableRow
+// Table is what passes with which client, on upstream's daemon and on this one.
+type Table struct {
+	Version   string // of BuildKit
+	Date      time.Time
+	Runs      int
+	Buildx    []string // versions
+	Scenarios []string // only these, all of them and the Go client for none
+	Markdown  string   // file
+	JSON      string   // file, which is read if only some scenarios are run
+
+	programs []string // versions of what takes part beside buildx
+	complete bool     // everything has run
+	rows     []tableRow
 }
 
 // tableFile is the table as JSON.
@@ -63,10 +68,10 @@ type tableRow struct {
 	Passed   map[testbed.Flavor]int `json:"passed"`
 }
 
-// fill runs everything and writes the table after each part, so that nothing is
+// Fill runs everything and writes the table after each part, so that nothing is
 // lost when it is interrupted; it says then that it is not complete. It fails when
 // something failed on the daemon that must not fail.
-func (t *table) fill(ctx context.Context, opt assemble.Options, path string) error {
+func (t *Table) Fill(ctx context.Context, root string) error {
 	scenarios := testbed.Scenarios
 	var err error
 	if err := testbed.FetchDocker(ctx); err != nil {
@@ -75,44 +80,44 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 	if t.programs, err = testbed.Programs(ctx); err != nil {
 		return err
 	}
-	if len(t.scenarios) > 0 {
-		if scenarios, err = testbed.FindScenarios(t.scenarios); err != nil {
+	if len(t.Scenarios) > 0 {
+		if scenarios, err = testbed.FindScenarios(t.Scenarios); err != nil {
 			return err
 		}
-		if err := t.read(path); err != nil {
+		if err := t.read(); err != nil {
 			return err
 		}
 	}
 	complete := t.complete // as it was, if only some scenarios are run
 	t.complete = false
-	d := &demo{runs: t.runs, scenarios: scenarios, versions: t.versions, columns: flavorColumns(testbed.Flavors), together: true}
-	d.done = func(scenario testbed.Scenario) error {
-		for _, v := range t.versions {
+	d := &demo.Table{Runs: t.Runs, Scenarios: scenarios, Buildx: t.Buildx, Columns: demo.Columns(testbed.Flavors), Together: true}
+	d.Done = func(scenario testbed.Scenario) error {
+		for _, v := range t.Buildx {
 			if !scenario.RunsWith(v) {
 				continue
 			}
-			row := tableRow{Scenario: scenario.About, Client: "buildx " + v, Runs: t.runs, Passed: map[testbed.Flavor]int{}}
+			row := tableRow{Scenario: scenario.About, Client: "buildx " + v, Runs: t.Runs, Passed: map[testbed.Flavor]int{}}
 			for _, flavor := range testbed.Flavors {
-				row.Passed[flavor] = d.cells[cell{scenario.Name, v, string(flavor)}].passed
+				row.Passed[flavor] = d.Passed(scenario, v, string(flavor))
 			}
 			t.set(row)
 		}
-		return t.write(path)
+		return t.write()
 	}
-	if err := d.run(ctx); err != nil {
+	if err := d.Run(ctx); err != nil {
 		return err
 	}
-	failed := []error{d.report()}
-	if len(t.scenarios) > 0 {
+	failed := []error{d.Report()}
+	if len(t.Scenarios) > 0 {
 		t.complete = complete
-		return stderrors.Join(append(failed, t.write(path))...)
+		return stderrors.Join(append(failed, t.write())...)
 	}
 
 	passed := map[string]map[testbed.Flavor]int{}
 	var names []string // in the order in which they ran
 	for _, flavor := range testbed.Flavors {
-		progressf("tests of the Go client on the %s daemon", flavor)
-		err := runClientTests(ctx, opt.Root, flavor, clientTests, t.runs, func(name string, pass bool) {
+		progress.Printf("tests of the Go client on the %s daemon", flavor)
+		err := runClientTests(ctx, root, flavor, clientTests, t.Runs, func(name string, pass bool) {
 			if passed[name] == nil {
 				passed[name] = map[testbed.Flavor]int{}
 				names = append(names, name)
@@ -126,13 +131,13 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 		}
 	}
 	for _, name := range names {
-		fmt.Printf("%s: upstream %d/%d, graphload %d/%d\n", name, passed[name][testbed.Upstream], t.runs, passed[name][testbed.Graphload], t.runs)
-		t.set(tableRow{Scenario: name, Client: goClient, Runs: t.runs, Passed: passed[name]})
-		if n := passed[name][testbed.Graphload]; n < t.runs {
-			failed = append(failed, errors.Errorf("%s passed %d of %d", name, n, t.runs))
+		fmt.Printf("%s: upstream %d/%d, graphload %d/%d\n", name, passed[name][testbed.Upstream], t.Runs, passed[name][testbed.Graphload], t.Runs)
+		t.set(tableRow{Scenario: name, Client: goClient, Runs: t.Runs, Passed: passed[name]})
+		if n := passed[name][testbed.Graphload]; n < t.Runs {
+			failed = append(failed, errors.Errorf("%s passed %d of %d", name, n, t.Runs))
 		}
 	}
-	err = runClientTests(ctx, opt.Root, testbed.Graphload, strangerTests, 1, func(name string, pass bool) {
+	err = runClientTests(ctx, root, testbed.Graphload, strangerTests, 1, func(name string, pass bool) {
 		row := tableRow{Scenario: name, Client: beside, Runs: 1, Passed: map[testbed.Flavor]int{}}
 		if pass {
 			row.Passed[testbed.Upstream], row.Passed[testbed.Graphload] = 1, 1
@@ -145,33 +150,18 @@ func (t *table) fill(ctx context.Context, opt assemble.Options, path string) err
 		return err
 	}
 	t.complete = true
-	return stderrors.Join(append(failed, t.write(path))...)
+	return stderrors.Join(append(failed, t.write())...)
 }
 
 // runClientTests runs the tests of the Go client on a daemon, and calls ended
 // for each end of a test that has no others below. One that is skipped did not
 // pass.
 func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, tests string, runs int, ended func(name string, pass bool)) error {
-	cmd := gomod.Command(ctx, dir, "test", "-buildvcs=false", "-json", "-timeout", "0", "-count", fmt.Sprint(runs), "-run", tests,
-		"./integration", "-flavor", string(flavor))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	if err := cmd.Start(); err != nil {
-		return errors.WithStack(err)
-	}
+	args := []string{"-timeout", "0", "-count", fmt.Sprint(runs), "-run", tests, "./integration", "-flavor", string(flavor)}
 	var log strings.Builder
 	above := map[string]bool{}
 	count := 0
-	sc := bufio.NewScanner(out)
-	sc.Buffer(nil, 16<<20)
-	for sc.Scan() {
-		var ev struct{ Action, Test, Output string }
-		if json.Unmarshal(sc.Bytes(), &ev) != nil {
-			continue
-		}
+	err := gotest.Events(ctx, dir, nil, args, func(ev gotest.Event) {
 		switch ev.Action {
 		case "run":
 			for i, r := range ev.Test {
@@ -187,27 +177,21 @@ func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, test
 			}
 			count++
 			ended(ev.Test, ev.Action == "pass")
-			progressf("%s daemon: %s %s", flavor, ev.Test, ev.Action)
+			progress.Printf("%s daemon: %s %s", flavor, ev.Test, ev.Action)
 		}
-	}
-	scanErr := sc.Err()
-	// tests that fail are counted
-	err = cmd.Wait()
-	if scanErr != nil {
-		return errors.WithStack(scanErr)
-	}
+	})
 	if count == 0 {
 		return errors.Wrapf(err, "no test ran on the %s daemon: %s", flavor, log.String())
 	}
-	if err != nil && flavor == testbed.Graphload {
+	if err != nil && flavor == testbed.Graphload { // tests that fail are counted
 		fmt.Fprint(os.Stderr, log.String())
 	}
 	return nil
 }
 
 // set adds a row of today, or replaces it.
-func (t *table) set(row tableRow) {
-	row.Date = t.date.Format(time.DateOnly)
+func (t *Table) set(row tableRow) {
+	row.Date = t.Date.Format(time.DateOnly)
 	for i, r := range t.rows {
 		if r.Scenario == row.Scenario && r.Client == row.Client {
 			t.rows[i] = row
@@ -217,45 +201,41 @@ func (t *table) set(row tableRow) {
 	t.rows = append(t.rows, row)
 }
 
-func jsonPath(path string) string {
-	return strings.TrimSuffix(path, filepath.Ext(path)) + ".json"
-}
-
 // read takes over a table that was made with the same programs and as many runs.
-func (t *table) read(path string) error {
-	dt, err := os.ReadFile(jsonPath(path))
+func (t *Table) read() error {
+	dt, err := os.ReadFile(t.JSON)
 	if err != nil {
 		return errors.WithStack(err)
 	}
 	var f tableFile
 	if err := json.Unmarshal(dt, &f); err != nil {
-		return errors.Wrap(err, jsonPath(path))
+		return errors.Wrap(err, t.JSON)
 	}
 	for _, row := range f.Rows {
-		if f.Upstream != t.version || row.Client != beside && row.Runs != t.runs {
-			return errors.Errorf("%s has %d runs with BuildKit %s, not %d with %s: run all scenarios", jsonPath(path), row.Runs, f.Upstream, t.runs, t.version)
+		if f.Upstream != t.Version || row.Client != beside && row.Runs != t.Runs {
+			return errors.Errorf("%s has %d runs with BuildKit %s, not %d with %s: run all scenarios", t.JSON, row.Runs, f.Upstream, t.Runs, t.Version)
 		}
 	}
 	if !slices.Equal(f.Programs, t.programs) {
-		return errors.Errorf("%s was made with %q, not %q: run all scenarios", jsonPath(path), f.Programs, t.programs)
+		return errors.Errorf("%s was made with %q, not %q: run all scenarios", t.JSON, f.Programs, t.programs)
 	}
 	t.rows, t.complete = f.Rows, f.Complete
 	return nil
 }
 
-// write writes the table as Markdown, and as JSON next to it.
-func (t *table) write(path string) error {
-	dt, err := json.MarshalIndent(tableFile{t.version, t.programs, t.complete, t.rows}, "", "  ")
+// write writes the table as Markdown and as JSON.
+func (t *Table) write() error {
+	dt, err := json.MarshalIndent(tableFile{t.Version, t.programs, t.complete, t.rows}, "", "  ")
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	if err := writeFile(jsonPath(path), append(dt, '\n')); err != nil {
+	if err := files.Write(t.JSON, append(dt, '\n'), 0o644); err != nil {
 		return err
 	}
-	return writeFile(path, []byte(t.markdown()))
+	return files.Write(t.Markdown, []byte(t.markdown()), 0o644)
 }
 
-func (t *table) markdown() string {
+func (t *Table) markdown() string {
 	var sb strings.Builder
 	dates := map[string]struct{}{}
 	for _, row := range t.rows {
@@ -266,9 +246,9 @@ func (t *table) markdown() string {
 Unmodified clients on upstream's BuildKit %s and on this one, on %s: %d runs of
 each, on one machine. buildx runs on both daemons at the same time, the Go client on
 one after the other. A cell has the runs that passed, on upstream's daemon → on this
-one. Written by %s, with the same figures as JSON next to it.
+one. Written by %s.
 
-`, t.version, strings.Join(slices.Sorted(maps.Keys(dates)), ", "), t.runs, "`graphload integration`")
+`, t.Version, strings.Join(slices.Sorted(maps.Keys(dates)), ", "), t.Runs, "`graphload integration`")
 	for _, program := range t.programs {
 		fmt.Fprintf(&sb, "- %s\n", program)
 	}

@@ -1,4 +1,4 @@
-package main
+package upgrade
 
 import (
 	"cmp"
@@ -10,62 +10,56 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/graphload/graphload/internal/apt"
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/files"
+	"github.com/graphload/graphload/internal/progress"
 	"github.com/graphload/graphload/internal/seam"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
-	"github.com/urfave/cli/v3"
 )
 
-func upgradeCommand() *cli.Command {
-	return &cli.Command{
-		Name:      "upgrade",
-		Usage:     "try a release of BuildKit, and say what a person has to look at",
-		ArgsUsage: "vX.Y.Z",
-		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "seams-only", Usage: "only look for the seams: build and test nothing"},
-			&cli.BoolFlag{Name: "no-e2e", Usage: "without the end-to-end tests"},
-		},
-		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if cmd.Args().Len() != 1 {
-				return errors.New("name one release, as in graphload upgrade v0.34.2")
-			}
-			opt, err := options(cmd)
-			if err != nil {
-				return err
-			}
-			u := &upgrade{from: opt.Version}
-			opt.Version = cmd.Args().First()
-			if err := u.survey(ctx, opt); err != nil {
-				return err
-			}
-			if err := u.reportSeams(os.Stdout); err != nil {
-				return err
-			}
-			if lost := u.lost(); len(lost) > 0 {
-				u.reportRest(os.Stdout, nil)
-				return errors.Errorf("BuildKit %s has no place for %s", opt.Version, strings.Join(lost, ", "))
-			}
-			if cmd.Bool("seams-only") {
-				u.reportRest(os.Stdout, nil)
-				return nil
-			}
-			e2e := !cmd.Bool("no-e2e")
-			if e2e {
-				if err := installPackages(ctx); err != nil {
-					return err
-				}
-			}
-			var tr *trial
-			err = u.whileListed(func() error {
-				tr = try(ctx, opt, e2e)
-				err := reportTrials(os.Stdout, []*trial{tr})
-				return cmp.Or(tr.err, err)
-			})
-			u.reportRest(os.Stdout, tr)
-			return errors.Wrapf(err, "BuildKit %s", opt.Version)
-		},
+// Options select what is found out about a release.
+type Options struct {
+	assemble.Options        // with the release
+	From             string // the release that go.mod requires
+	SeamsOnly        bool   // build and test nothing
+	E2E              bool   // with end-to-end tests
+}
+
+// Run looks for the seams in a release, tries it, and lists it in the seam list if that
+// succeeds. What a person has to look at is written to w.
+func Run(ctx context.Context, w io.Writer, opt Options) error {
+	u := &upgrade{from: opt.From}
+	if err := u.survey(ctx, opt.Options); err != nil {
+		return err
 	}
+	if err := u.reportSeams(w); err != nil {
+		return err
+	}
+	lost := u.lost()
+	if len(lost) > 0 || opt.SeamsOnly {
+		u.reportRest(w, nil)
+	}
+	if len(lost) > 0 {
+		return errors.Errorf("BuildKit %s has no place for %s", opt.Version, strings.Join(lost, ", "))
+	}
+	if opt.SeamsOnly {
+		return nil
+	}
+	if opt.E2E {
+		if err := apt.Install(ctx, apt.Tests); err != nil {
+			return err
+		}
+	}
+	var tr *Trial
+	err := u.whileListed(func() error {
+		tr = Try(ctx, opt.Options, opt.E2E)
+		err := Report(w, []*Trial{tr})
+		return cmp.Or(tr.Err, err)
+	})
+	u.reportRest(w, tr)
+	return errors.Wrapf(err, "BuildKit %s", opt.Version)
 }
 
 // upgrade is a comparison of a release with the one that go.mod requires.
@@ -91,7 +85,7 @@ func (u *upgrade) survey(ctx context.Context, opt assemble.Options) error {
 		return err
 	}
 	u.sum, u.known = list.Releases[u.to]
-	progressf("fetching BuildKit %s", u.to)
+	progress.Printf("fetching BuildKit %s", u.to)
 	to, err := upstream.Fetch(ctx, upstream.Module, u.to, u.sum)
 	if err != nil {
 		return err
@@ -130,7 +124,7 @@ func (u *upgrade) edit(change func([]byte) ([]byte, error)) error {
 	if dt, err = change(dt); err != nil {
 		return errors.Wrapf(err, "failed to change the releases of %s", u.list)
 	}
-	return writeFile(u.list, dt)
+	return files.Write(u.list, dt, 0o644)
 }
 
 func (u *upgrade) lost() (names []string) {
@@ -163,7 +157,7 @@ func (u *upgrade) reportSeams(w io.Writer) error {
 }
 
 // reportRest prints what a person has to look at.
-func (u *upgrade) reportRest(w io.Writer, tr *trial) {
+func (u *upgrade) reportRest(w io.Writer, tr *Trial) {
 	fmt.Fprintln(w, "\nTo look at:")
 	n := 0
 	item := func(format string, args ...any) {
@@ -182,8 +176,8 @@ func (u *upgrade) reportRest(w io.Writer, tr *trial) {
 		shown[key] = true
 		item("Upstream changed %s in %s. Does seam %s still do what it is for: %s?\n\n%s", f.Seam.In, f.Seam.Package, f.Seam.Name, f.Seam.Why, strings.TrimSuffix(f.Changes, "\n"))
 	}
-	if tr != nil && tr.err != nil {
-		item("%s failed: %v\n   The tree of it is in build/%s. Added files in it are links, so that they can be mended there.", tr.stage, tr.err, u.to)
+	if tr != nil && tr.Err != nil {
+		item("%s failed: %v\n   The tree of it is in build/%s. Added files in it are links, so that they can be fixed there.", tr.Stage, tr.Err, u.to)
 	}
 	if u.added {
 		item("%s is listed in %s from now on: commit the line.", u.to, assemble.SeamList)

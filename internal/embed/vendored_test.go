@@ -1,4 +1,4 @@
-package main
+package embed
 
 import (
 	"bytes"
@@ -52,7 +52,7 @@ func TestEmbedVendored(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(vendored, "session", "any.go"))
 
 	var out bytes.Buffer
-	tree, err := embedTree(t.Context(), &out, root, dir)
+	tree, err := Embed(t.Context(), &out, root, dir)
 	require.NoError(t, err)
 	require.Contains(t, out.String(), "go mod vendor")
 	require.Contains(t, out.String(), tree.Dir+", an absolute path")
@@ -70,6 +70,6 @@ func TestEmbedVendored(t *testing.T) {
 	// tested as such
 	require.Contains(t, run("list", "-mod=vendor", "-deps", "."), upstream.Module+"/session\n")
 
-	require.NoError(t, undoEmbed(&out, dir))
+	require.NoError(t, Revert(&out, dir))
 	require.Equal(t, tidy, read(dir, "go.mod"))
 }

@@ -1,4 +1,4 @@
-package main
+package release
 
 import (
 	"io/fs"
@@ -26,7 +26,7 @@ func TestInstall(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(filepath.Dir(other), "buildkitd"), []byte("old"), 0o600))
 
 	for range 2 {
-		require.NoError(t, install(root, bin, dest, "/opt/graphload/"))
+		require.NoError(t, Install(root, bin, dest, "/opt/graphload/"))
 	}
 	dt, err := os.ReadFile(filepath.Join(dest, "opt/graphload/bin/buildkitd"))
 	require.NoError(t, err)
@@ -39,7 +39,7 @@ func TestInstall(t *testing.T) {
 	require.Contains(t, string(unit), "\nExecStart=/opt/graphload/bin/buildkitd --addr fd://\n")
 
 	for range 2 {
-		require.NoError(t, uninstall(root, dest, "/opt/graphload"))
+		require.NoError(t, Uninstall(root, dest, "/opt/graphload"))
 	}
 	var left []string
 	require.NoError(t, filepath.WalkDir(dest, func(path string, d fs.DirEntry, err error) error {
@@ -50,5 +50,5 @@ func TestInstall(t *testing.T) {
 	}))
 	require.Equal(t, []string{other}, left)
 
-	require.Error(t, install(root, bin, dest, "relative"))
+	require.Error(t, Install(root, bin, dest, "relative"))
 }

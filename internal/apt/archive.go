@@ -1,15 +1,12 @@
-// Package debian fetches packages of a Debian release for any architecture,
+// Package apt installs packages of Debian, and fetches those of any architecture
 // with an apt configuration of its own: what is installed on the machine, and
 // where that came from, changes nothing and is not changed.
-package debian
+package apt
 
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"io"
 	"net/url"
 	"os"
 	"os/exec"
@@ -17,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 )
 
@@ -42,6 +40,9 @@ func Snapshot(stamp string) Mirror {
 		Security: "http://snapshot.debian.org/archive/debian-security/" + stamp,
 	}
 }
+
+// Triplets name architectures in paths, and in the names of their compilers.
+var Triplets = map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 
 // Package is a binary package.
 type Package struct {
@@ -169,11 +170,11 @@ func parseURIs(dt []byte) ([]Package, error) {
 
 // Fetch downloads packages and returns their files in the same order.
 func (a *Archive) Fetch(ctx context.Context, pkgs []Package) ([]string, error) {
-	var files, missing []string
+	var debs, missing []string
 	for _, p := range pkgs {
 		file := filepath.Join(a.archives(), p.File())
-		files = append(files, file)
-		if sum, err := fileSHA256(file); err != nil || sum != p.SHA256 {
+		debs = append(debs, file)
+		if sum, err := files.SHA256(file); err != nil || sum != p.SHA256 {
 			missing = append(missing, p.Name+"="+p.Version)
 		}
 	}
@@ -183,7 +184,7 @@ func (a *Archive) Fetch(ctx context.Context, pkgs []Package) ([]string, error) {
 		}
 	}
 	for i, p := range pkgs {
-		sum, err := fileSHA256(files[i])
+		sum, err := files.SHA256(debs[i])
 		if err != nil {
 			return nil, err
 		}
@@ -191,29 +192,16 @@ func (a *Archive) Fetch(ctx context.Context, pkgs []Package) ([]string, error) {
 			return nil, errors.Errorf("%s has checksum %s, not %s", p.File(), sum, p.SHA256)
 		}
 	}
-	return files, nil
+	return debs, nil
 }
 
 // Unpack unpacks files of packages into dir.
-func Unpack(ctx context.Context, dir string, files ...string) error {
-	for _, file := range files {
+func Unpack(ctx context.Context, dir string, debs ...string) error {
+	for _, file := range debs {
 		dt, err := exec.CommandContext(ctx, "dpkg-deb", "-x", file, dir).CombinedOutput()
 		if err != nil {
 			return errors.Wrapf(err, "dpkg-deb -x %s: %s", file, bytes.TrimSpace(dt))
 		}
 	}
 	return nil
-}
-
-func fileSHA256(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", errors.WithStack(err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", errors.WithStack(err)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }
