@@ -29,11 +29,6 @@ import (
 // SeamList is the name of the seam list in the repository.
 const SeamList = "seams.yaml"
 
-// addedDirs are the folders of the repository whose Go files join the package
-// of the same path in BuildKit. Those of another module are below the folder of
-// its name.
-var addedDirs = []string{"cache", "client", "cmd/buildkitd", "frontend", "session", "solver", "source", "util"}
-
 // Options select what is assembled.
 type Options struct {
 	Root       string // the repository
@@ -189,9 +184,12 @@ func readPackage(dir string) (map[string][]byte, error) {
 
 // findAdded lists the added files. One that upstream has as well is an error.
 func (t *Tree) findAdded() error {
-	dirs := addedDirs
-	if t.Module != "" {
-		dirs = []string{"."}
+	dirs := []string{"."}
+	if t.Module == "" {
+		var err error
+		if dirs, err = addedDirs(t.Root); err != nil {
+			return err
+		}
 	}
 	for _, dir := range dirs {
 		err := filepath.WalkDir(t.Source(dir), func(path string, d fs.DirEntry, err error) error {

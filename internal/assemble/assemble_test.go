@@ -34,6 +34,8 @@ func repository(t *testing.T) (Options, *upstream.Source) {
 	write(src.Dir, "go.mod", "module example.com/upstream\n\ngo 1.26\n", 0o444)
 	write(src.Dir, "hack/run", "#!/bin/sh\n", 0o555)
 	write(src.Dir, "solver/jobs.go", "package solver\n\nfunc Discard() string { return \"upstream\" }\n", 0o444)
+	write(opt.Root, "go.mod", "module example.com/repository\n\ngo 1.26\n\nignore (\n\t./build\n\t./other\n\t./solver\n)\n", 0o644)
+	write(opt.Root, SeamList, "modules:\n  other: {path: example.com/other}\n", 0o644)
 	write(opt.Root, "solver/owners.go", "package solver\n\nfunc Discard() string { return \"added, \" + discard() }\n", 0o644)
 	write(opt.Root, "solver/owners_test.go", "package solver\n\nimport \"testing\"\n\nfunc TestDiscard(t *testing.T) {\n\tif Discard() != \"added, upstream\" {\n\t\tt.Fatal(Discard())\n\t}\n}\n", 0o644)
 	return opt, src
@@ -199,6 +201,7 @@ func TestTreeErrors(t *testing.T) {
 		{name: "seam without match", seam: func(s *seam.Seam) { s.In = "Gone" }, err: "BuildKit v1.0.0: seam discard in package solver: declaration Gone not found"},
 		{name: "seam without package", seam: func(s *seam.Seam) { s.Package = "gone" }, err: "BuildKit v1.0.0 has no package gone for seam discard"},
 		{name: "collision", added: map[string]string{"solver/jobs.go": "package solver\n"}, err: "added file solver/jobs.go exists in BuildKit v1.0.0"},
+		{name: "unknown folder", added: map[string]string{"executor/more.go": "package executor\n"}, err: "executor/more.go is in no folder that go.mod ignores: add ./executor to its ignore block"},
 		{name: "not Go", added: map[string]string{"solver/notes.md": "notes\n"}, err: "solver/notes.md is not a Go file"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -210,6 +213,7 @@ func TestTreeErrors(t *testing.T) {
 			before := snapshot(t, good.Dir)
 
 			for name, content := range tc.added {
+				require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(opt.Root, name)), 0o755))
 				require.NoError(t, os.WriteFile(filepath.Join(opt.Root, name), []byte(content), 0o600))
 			}
 			s := discardSeam()
@@ -386,6 +390,11 @@ func git(t *testing.T, dir string, stdin *bytes.Buffer, args ...string) {
 // from the packages of this repository.
 func TestAddedFoldersIgnored(t *testing.T) {
 	const root = "../.."
+	dirs, err := addedDirs(root)
+	require.NoError(t, err)
+	require.Contains(t, dirs, "solver")
+	require.Contains(t, dirs, "cmd/buildkitd")
+	require.NotContains(t, dirs, "buildx")
 	dt, err := os.ReadFile(filepath.Join(root, "go.mod"))
 	require.NoError(t, err)
 	mod, err := modfile.Parse("go.mod", dt, nil)
@@ -394,7 +403,7 @@ func TestAddedFoldersIgnored(t *testing.T) {
 	for _, i := range mod.Ignore {
 		ignored = append(ignored, strings.TrimPrefix(i.Path, "./"))
 	}
-	for _, dir := range append(addedDirs, modules[1:]...) {
+	for _, dir := range append(dirs, modules[1:]...) {
 		require.Contains(t, ignored, dir, "add ./%s to the ignore block of go.mod", dir)
 	}
 }
