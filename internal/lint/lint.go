@@ -7,6 +7,7 @@ import (
 	stderrors "errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 
 	"github.com/graphload/graphload/internal/assemble"
@@ -32,7 +33,10 @@ func Run(ctx context.Context, root string, trees ...*assemble.Tree) error {
 	for _, t := range trees {
 		failed = append(failed, tree(ctx, bin, t))
 	}
-	return stderrors.Join(append(failed, lint(ctx, bin, root, "./..."))...)
+	for _, dir := range []string{root, filepath.Join(root, "examples", "kubernetes")} {
+		failed = append(failed, lint(ctx, bin, dir, "./..."))
+	}
+	return stderrors.Join(failed...)
 }
 
 // tree checks the changed packages of a tree with the rules of upstream. Its own files

@@ -1,6 +1,6 @@
-// Package release writes what a release consists of: archives, their bills of
-// material and their provenance. The same input gives the same bytes, at any
-// time and in any folder.
+// Package release writes what a release consists of: archives, images, their bills of
+// materials and checksums. The same input gives the same bytes, at any time and in any
+// folder.
 package release
 
 import (
