@@ -1,84 +1,44 @@
-# Every target is one command of cmd/graphload, which explains itself with --help.
-# RELEASE=v0.33.1 selects a release, ARGS='…' adds flags to conformance, releases,
-# series, engine and engine-test.
+# Every target is one command of cmd/graphload, which explains itself with --help, and
+# has more commands than these. RELEASE=v0.33.1 selects a release of BuildKit, and
+# ARGS='…' adds flags: make demo ARGS='--runs 3'.
 GRAPHLOAD = go run ./cmd/graphload $(if $(RELEASE),--release $(RELEASE))
-
-.PHONY: tree build unmodified buildx patch seams demo test lint bench clients conformance releases series integration soak dist dist-check install uninstall docker audit fuzz engine engine-test
-
 PREFIX ?= /usr/local
+INSTALL = --prefix $(PREFIX) --destdir "$(DESTDIR)"
 
-tree:
-	$(GRAPHLOAD) tree
+.PHONY: help build test demo install uninstall dist lint conformance integration bench engine
 
-build:
-	$(GRAPHLOAD) build
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-unmodified:
-	$(GRAPHLOAD) build --unmodified
+build: ## build buildkitd and buildctl into bin
+	$(GRAPHLOAD) build $(ARGS)
 
-buildx:
-	$(GRAPHLOAD) buildx
+test: ## run the tests of this repository and of the packages that it changes
+	$(GRAPHLOAD) test $(ARGS)
 
-patch:
-	$(GRAPHLOAD) patch
+demo: ## bake chained targets on upstream's daemon and on this one
+	$(GRAPHLOAD) demo $(ARGS)
 
-seams:
-	$(GRAPHLOAD) seams
+install: ## build and install into PREFIX, /usr/local by default
+	$(GRAPHLOAD) install $(INSTALL) $(ARGS)
 
-demo:
-	$(GRAPHLOAD) demo
+uninstall: ## remove what install has installed
+	$(GRAPHLOAD) uninstall $(INSTALL) $(ARGS)
 
-test:
-	$(GRAPHLOAD) test
+dist: ## write archives and images for linux/amd64 and linux/arm64 into dist
+	$(GRAPHLOAD) dist $(ARGS)
 
-lint:
-	$(GRAPHLOAD) lint
+lint: ## check added files with upstream's rules, and the rest with its own
+	$(GRAPHLOAD) lint $(ARGS)
 
-bench:
-	$(GRAPHLOAD) bench
+conformance: ## run upstream's own tests with both daemons
+	$(GRAPHLOAD) conformance $(ARGS)
 
-clients:
-	$(GRAPHLOAD) clients
+integration: ## run all end-to-end tests and write the table of clients
+	$(GRAPHLOAD) integration $(ARGS)
 
-conformance:
-	$(GRAPHLOAD) conformance $(if $(filter-out 0,$(RACE)),--race $(if $(findstring --suite,$(ARGS)),,--suite client)) $(ARGS)
+bench: ## compare the cost of lazy solves with upstream's daemon
+	$(GRAPHLOAD) bench $(ARGS)
 
-releases:
-	$(GRAPHLOAD) releases $(ARGS)
-
-series:
-	$(GRAPHLOAD) patch --series --check $(if $(RELEASE),,--all-releases) $(ARGS)
-	$(if $(RELEASE),,$(GRAPHLOAD) patch --series --check --module buildx)
-
-integration:
-	$(GRAPHLOAD) integration
-
-soak:
-	$(GRAPHLOAD) soak
-
-dist:
-	$(GRAPHLOAD) dist
-
-dist-check:
-	$(GRAPHLOAD) dist --check
-
-install:
-	$(GRAPHLOAD) install --prefix $(PREFIX) --destdir "$(DESTDIR)"
-
-uninstall:
-	$(GRAPHLOAD) uninstall --prefix $(PREFIX) --destdir "$(DESTDIR)"
-
-docker:
-	$(GRAPHLOAD) docker
-
-audit:
-	$(GRAPHLOAD) audit
-
-fuzz:
-	$(GRAPHLOAD) fuzz
-
-engine:
+engine: ## build the Docker engine with the change into bin
 	$(GRAPHLOAD) engine $(ARGS)
-
-engine-test:
-	$(GRAPHLOAD) engine --test $(ARGS)

@@ -30,13 +30,13 @@ var (
 // containerBuildx are the versions of buildx that run against containers.
 var containerBuildx = []string{"v0.29.1", "v0.38.2"}
 
-// requireDocker skips the test unless make docker runs it, which fetches the
+// requireDocker skips the test unless graphload docker runs it, which fetches the
 // engine.
 func requireDocker(t *testing.T) {
 	t.Helper()
 	requireTestbed(t)
 	if !*dockerTests {
-		t.Skip("takes long: run make docker")
+		t.Skip("takes long: run graphload docker")
 	}
 	require.NoError(t, testbed.FetchDocker(t.Context()))
 }

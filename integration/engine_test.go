@@ -23,12 +23,12 @@ var engineTests = flag.Bool("engine", false, "run the tests of the Docker engine
 // order.
 var engineBuildx = []string{"v0.29.1", "v0.35.0", "v0.38.2"}
 
-// newEngine starts an engine for the test, unless make engine-test does not run it.
+// newEngine starts an engine for the test, unless graphload engine --test does not run it.
 func newEngine(t *testing.T, opt testbed.EngineOptions) *testbed.Engine {
 	t.Helper()
 	requireTestbed(t)
 	if !*engineTests {
-		t.Skip("needs the Docker engine: run make engine-test")
+		t.Skip("needs the Docker engine: run graphload engine --test")
 	}
 	e, err := testbed.StartEngine(t.Context(), opt)
 	require.NoError(t, err)

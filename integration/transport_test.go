@@ -465,7 +465,7 @@ func (s *systemd) close() error {
 func TestDockerSystemd(t *testing.T) {
 	requireTestbed(t)
 	if !*dockerTests {
-		t.Skip("takes long: run make docker")
+		t.Skip("takes long: run graphload docker")
 	}
 	for _, name := range []string{"unshare", "nsenter", "pivot_root"} {
 		testutil.RequireCommand(t, name)
