@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"text/tabwriter"
 	"time"
 
@@ -73,19 +72,12 @@ func CompareClients(ctx context.Context, w io.Writer, rounds int) (retErr error)
 // clients have to with a daemon that does not load lazy solves; otherwise all
 // are evaluated when they have been solved.
 func (g Graph) Client(ctx context.Context, c *client.Client, ordered bool) (time.Duration, error) {
-	dir, err := os.MkdirTemp("", "graphload-clients-")
-	if err != nil {
-		return 0, errors.WithStack(err)
-	}
-	defer os.RemoveAll(dir)
-	if err := testbed.WriteRootfs(dir); err != nil {
-		return 0, err
-	}
-	rootfs, err := fsutil.NewFS(dir)
-	if err != nil {
-		return 0, errors.WithStack(err)
-	}
+	return withRootfs(func(_ string, _, rootfs fsutil.FS) (time.Duration, error) {
+		return g.client(ctx, c, rootfs, ordered)
+	})
+}
 
+func (g Graph) client(ctx context.Context, c *client.Client, rootfs fsutil.FS, ordered bool) (time.Duration, error) {
 	n := len(g.Targets)
 	states := make([]llb.State, n)
 	solved, done := make([]chan struct{}, n), make([]chan struct{}, n)
@@ -145,7 +137,7 @@ func (g Graph) Client(ctx context.Context, c *client.Client, ordered bool) (time
 			return err
 		})
 	}
-	err = eg.Wait()
+	err := eg.Wait()
 	return time.Since(start), err
 }
 

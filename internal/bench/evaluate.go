@@ -25,6 +25,28 @@ const buildxVersion = "v0.38.2"
 //go:embed testdata/docker-bake.hcl
 var bakeFile []byte
 
+// withRootfs calls f with a temporary folder that has a root filesystem in rootfs, and
+// with the files of both.
+func withRootfs(f func(dir string, files, rootfs fsutil.FS) (time.Duration, error)) (time.Duration, error) {
+	dir, err := os.MkdirTemp("", "graphload-bench-")
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := testbed.WriteRootfs(filepath.Join(dir, "rootfs")); err != nil {
+		return 0, err
+	}
+	files, err := fsutil.NewFS(dir)
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+	rootfs, err := fsutil.NewFS(filepath.Join(dir, "rootfs"))
+	if err != nil {
+		return 0, errors.WithStack(err)
+	}
+	return f(dir, files, rootfs)
+}
+
 // solveAndEvaluate builds st in a build that has local files.
 func solveAndEvaluate(ctx context.Context, t *Target, st llb.State, local map[string]fsutil.FS) (d time.Duration, err error) {
 	def, err := marshal(ctx, st)
@@ -67,24 +89,14 @@ func evaluateFileOps(n int) runFunc {
 
 func evaluateExecs(n int) runFunc {
 	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
-		dir, err := os.MkdirTemp("", "graphload-bench-")
-		if err != nil {
-			return 0, errors.WithStack(err)
-		}
-		defer os.RemoveAll(dir)
-		if err := testbed.WriteRootfs(dir); err != nil {
-			return 0, err
-		}
-		rootfs, err := fsutil.NewFS(dir)
-		if err != nil {
-			return 0, errors.WithStack(err)
-		}
-		st := llb.Scratch().File(llb.Copy(llb.Local("rootfs"), "/", "/"))
-		id := identity.NewID()
-		for i := range n {
-			st = st.Run(llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("echo %d of %s > /file", i, id)})).Root()
-		}
-		return solveAndEvaluate(ctx, t, st, map[string]fsutil.FS{"rootfs": rootfs})
+		return withRootfs(func(_ string, _, rootfs fsutil.FS) (time.Duration, error) {
+			st := llb.Scratch().File(llb.Copy(llb.Local("rootfs"), "/", "/"))
+			id := identity.NewID()
+			for i := range n {
+				st = st.Run(llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("echo %d of %s > /file", i, id)})).Root()
+			}
+			return solveAndEvaluate(ctx, t, st, map[string]fsutil.FS{"rootfs": rootfs})
+		})
 	})
 }
 
@@ -106,34 +118,24 @@ func stages() string {
 // dockerfile builds ten stages that have not been built before, or that have.
 func dockerfile(cached bool) runFunc {
 	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
-		dir, err := os.MkdirTemp("", "graphload-bench-")
-		if err != nil {
-			return 0, errors.WithStack(err)
-		}
-		defer os.RemoveAll(dir)
-		if err := testbed.WriteRootfs(filepath.Join(dir, "rootfs")); err != nil {
-			return 0, err
-		}
-		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(stages()), 0o600); err != nil {
-			return 0, errors.WithStack(err)
-		}
-		files, err := fsutil.NewFS(dir)
-		if err != nil {
-			return 0, errors.WithStack(err)
-		}
-		opt := client.SolveOpt{
-			Frontend:      "dockerfile.v0",
-			FrontendAttrs: map[string]string{"build-arg:RUN": identity.NewID()},
-			LocalMounts:   map[string]fsutil.FS{"context": files, "dockerfile": files},
-		}
-		if cached {
-			if _, err := t.Client.Solve(ctx, nil, opt, nil); err != nil {
-				return 0, err
+		return withRootfs(func(dir string, files, _ fsutil.FS) (time.Duration, error) {
+			if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(stages()), 0o600); err != nil {
+				return 0, errors.WithStack(err)
 			}
-		}
-		start := time.Now()
-		_, err = t.Client.Solve(ctx, nil, opt, nil)
-		return time.Since(start), err
+			opt := client.SolveOpt{
+				Frontend:      "dockerfile.v0",
+				FrontendAttrs: map[string]string{"build-arg:RUN": identity.NewID()},
+				LocalMounts:   map[string]fsutil.FS{"context": files, "dockerfile": files},
+			}
+			if cached {
+				if _, err := t.Client.Solve(ctx, nil, opt, nil); err != nil {
+					return 0, err
+				}
+			}
+			start := time.Now()
+			_, err := t.Client.Solve(ctx, nil, opt, nil)
+			return time.Since(start), err
+		})
 	})
 }
 
@@ -143,19 +145,13 @@ var bake = timed(func(ctx context.Context, t *Target) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	dir, err := os.MkdirTemp("", "graphload-bench-")
-	if err != nil {
-		return 0, errors.WithStack(err)
-	}
-	defer os.RemoveAll(dir)
-	if err := testbed.WriteRootfs(filepath.Join(dir, "rootfs")); err != nil {
-		return 0, err
-	}
-	file := filepath.Join(dir, "docker-bake.hcl")
-	if err := os.WriteFile(file, bakeFile, 0o600); err != nil {
-		return 0, errors.WithStack(err)
-	}
-	start := time.Now()
-	err = b.Bake(ctx, file, nil, "--no-cache")
-	return time.Since(start), err
+	return withRootfs(func(dir string, _, _ fsutil.FS) (time.Duration, error) {
+		file := filepath.Join(dir, "docker-bake.hcl")
+		if err := os.WriteFile(file, bakeFile, 0o600); err != nil {
+			return 0, errors.WithStack(err)
+		}
+		start := time.Now()
+		err := b.Bake(ctx, file, nil, "--no-cache")
+		return time.Since(start), err
+	})
 })

@@ -19,7 +19,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -468,8 +467,10 @@ func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string
 		<-exited
 	}()
 
-	c := newCounter(r.Progress, p.name, flavorNames[flavor])
-	defer c.stop()
+	began := time.Now()
+	c := &counter{reported: began, report: func(counts Counts) {
+		r.Progress("%s on %s, %s: %s so far", p.name, flavorNames[flavor], time.Since(began).Round(time.Second), counts)
+	}}
 	output, err := results.parse(events, c.count)
 	if err != nil {
 		return nil, err
@@ -503,43 +504,19 @@ func finished(output string, exitCode int) bool {
 	})
 }
 
-// counter reports progress while a process runs.
+// counter counts tests, and reports progress now and then.
 type counter struct {
-	mu     sync.Mutex
-	counts Counts
-	done   chan struct{}
-	wg     sync.WaitGroup
+	report   func(Counts)
+	counts   Counts
+	reported time.Time
 }
 
 const progressInterval = 20 * time.Second
 
-func newCounter(progress func(string, ...any), pkg, flavor string) *counter {
-	c := &counter{done: make(chan struct{})}
-	start := time.Now()
-	c.wg.Go(func() {
-		t := time.NewTicker(progressInterval)
-		defer t.Stop()
-		for {
-			select {
-			case <-c.done:
-				return
-			case <-t.C:
-				c.mu.Lock()
-				progress("%s on %s, %s: %s so far", pkg, flavor, time.Since(start).Round(time.Second), c.counts)
-				c.mu.Unlock()
-			}
-		}
-	})
-	return c
-}
-
 func (c *counter) count(s Status) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.counts.add(s)
-}
-
-func (c *counter) stop() {
-	close(c.done)
-	c.wg.Wait()
+	if time.Since(c.reported) > progressInterval {
+		c.reported = time.Now()
+		c.report(c.counts)
+	}
 }

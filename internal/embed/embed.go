@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/files"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"golang.org/x/mod/modfile"
@@ -276,23 +277,8 @@ func (p *Program) Write() (bool, error) {
 	if err != nil {
 		return false, errors.WithStack(err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "go.mod.")
-	if err != nil {
-		return false, errors.WithStack(err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(dt)
-	if chmodErr := tmp.Chmod(info.Mode().Perm()); err == nil {
-		err = chmodErr
-	}
-	if closeErr := tmp.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return false, errors.WithStack(err)
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return false, errors.WithStack(err)
+	if err := files.Write(path, dt, info.Mode().Perm()); err != nil {
+		return false, err
 	}
 	p.data = dt
 	return true, nil

@@ -2,6 +2,7 @@ package release
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -257,11 +258,7 @@ func (d *Release) Check(ctx context.Context, images bool) (retErr error) {
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	defer func() {
-		if err := removeAll(temp); retErr == nil {
-			retErr = err
-		}
-	}()
+	defer func() { retErr = cmp.Or(retErr, removeAll(temp)) }()
 	again := *d
 	again.dir, again.work = filepath.Join(temp, "dist"), filepath.Join(temp, "work")
 	again.env = []string{"GOCACHE=" + filepath.Join(temp, "cache")}
@@ -299,10 +296,7 @@ func removeAll(dir string) error {
 		}
 		return err
 	})
-	if rmErr := os.RemoveAll(dir); err == nil {
-		err = rmErr
-	}
-	return errors.WithStack(err)
+	return errors.WithStack(cmp.Or(err, os.RemoveAll(dir)))
 }
 
 // writeImages has a daemon of this repository build the images for all

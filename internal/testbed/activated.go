@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -72,9 +73,5 @@ func (a *Activated) Log() string {
 
 // Close ends the daemon, or who listens in its place, and removes its folder.
 func (a *Activated) Close() error {
-	err := closeProcess(a.process, a.dir)
-	if cgroupErr := a.cgroup.remove(); err == nil {
-		err = cgroupErr
-	}
-	return err
+	return cmp.Or(closeProcess(a.process, a.dir), a.cgroup.remove())
 }

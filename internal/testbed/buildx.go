@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -116,8 +117,5 @@ func (b *Builder) Close() error {
 	if b.remove != "" {
 		_, err = output(b.Command(context.Background(), "rm", "--keep-state", b.remove))
 	}
-	if rmErr := os.RemoveAll(b.dir); err == nil {
-		err = errors.WithStack(rmErr)
-	}
-	return err
+	return cmp.Or(err, errors.WithStack(os.RemoveAll(b.dir)))
 }

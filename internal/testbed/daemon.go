@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -189,29 +190,17 @@ func (d *Daemon) SaveLog(path string) error {
 // Stop ends the daemon and what it left running, and keeps its root. A daemon
 // that does not end by itself is killed and reported.
 func (d *Daemon) Stop() error {
-	var err error
-	if d.process != nil {
-		err = d.process.stop()
-	}
+	err := d.process.stop()
 	if d.containerd != nil {
-		if stopErr := d.containerd.process.stop(); err == nil {
-			err = stopErr
-		}
+		err = cmp.Or(err, d.containerd.process.stop())
 	}
-	if cgroupErr := d.cgroup.remove(); err == nil {
-		err = cgroupErr
-	}
-	return err
+	return cmp.Or(err, d.cgroup.remove())
 }
 
 // Close stops the daemon and removes its folders, other than a root that was
 // given to it.
 func (d *Daemon) Close() error {
-	err := d.Stop()
-	if rmErr := os.RemoveAll(d.dir); err == nil {
-		err = errors.WithStack(rmErr)
-	}
-	return err
+	return cmp.Or(d.Stop(), errors.WithStack(os.RemoveAll(d.dir)))
 }
 
 // ready is the socket on which a daemon tells its service manager that it

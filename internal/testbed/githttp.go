@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/http/cgi"
@@ -132,8 +133,5 @@ func (g *GitServer) Close() error {
 	if g.server != nil {
 		err = g.server.Close()
 	}
-	if rmErr := os.RemoveAll(g.dir); err == nil {
-		err = errors.WithStack(rmErr)
-	}
-	return err
+	return cmp.Or(err, errors.WithStack(os.RemoveAll(g.dir)))
 }

@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -64,10 +65,7 @@ func StartNamedAgent(name string) (_ *NamedAgent, retErr error) {
 func (a *NamedAgent) Close() error {
 	err := a.listener.Close()
 	a.wg.Wait()
-	if rmErr := os.RemoveAll(a.dir); err == nil {
-		err = rmErr
-	}
-	return errors.WithStack(err)
+	return errors.WithStack(cmp.Or(err, os.RemoveAll(a.dir)))
 }
 
 // AddFirstKey adds the command firstkey to a root filesystem.

@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"io"
 	"os"
@@ -90,8 +91,12 @@ func (p *process) await(ctx context.Context, timeout time.Duration, ready func(c
 	}
 }
 
-// stop ends the process with SIGTERM, and with SIGKILL when that took too long.
+// stop ends the process, if there is one, with SIGTERM, and with SIGKILL when that
+// took too long.
 func (p *process) stop() error {
+	if p == nil {
+		return nil
+	}
 	select {
 	case <-p.done:
 		return nil
@@ -116,14 +121,7 @@ func (p *process) stop() error {
 
 // closeProcess stops a process, if it has been started, and removes its folder.
 func closeProcess(p *process, dir string) error {
-	var err error
-	if p != nil {
-		err = p.stop()
-	}
-	if rmErr := os.RemoveAll(dir); err == nil {
-		err = errors.WithStack(rmErr)
-	}
-	return err
+	return cmp.Or(p.stop(), errors.WithStack(os.RemoveAll(dir)))
 }
 
 // command is exec.CommandContext for a client: when ctx is done it is
@@ -138,7 +136,5 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 // CloseLast closes c, and reports what it left behind unless something else has
 // failed before.
 func CloseLast(c io.Closer, err *error) {
-	if closeErr := c.Close(); *err == nil {
-		*err = closeErr
-	}
+	*err = cmp.Or(*err, c.Close())
 }

@@ -2,18 +2,12 @@ package testbed
 
 import (
 	"bufio"
+	"cmp"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
-	"math/big"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -23,7 +17,6 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
@@ -94,16 +87,22 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 			r.Close()
 		}
 	}()
+	var keyPair []string
 	if opt.TLS {
-		r.CA = filepath.Join(dir, "cert.pem")
-		if err := writeCertificate(r.CA, filepath.Join(dir, "key.pem")); err != nil {
+		authority, err := NewAuthority(dir)
+		if err != nil {
 			return nil, err
 		}
+		id, err := authority.Issue("registry")
+		if err != nil {
+			return nil, err
+		}
+		r.CA, keyPair = authority.Cert, []string{id.Cert, id.Key}
 	}
 	// what is before the registry has its address: tokens are issued there
 	backend := make(chan string, 1)
 	handler := sync.OnceValue(func() requestHandler { return r.handler(<-backend) })
-	r.front, err = serveHTTP(func(w http.ResponseWriter, req *http.Request) (string, []string) { return handler()(w, req) }, r.keyPair()...)
+	r.front, err = serveHTTP(func(w http.ResponseWriter, req *http.Request) (string, []string) { return handler()(w, req) }, keyPair...)
 	if err != nil {
 		return nil, err
 	}
@@ -181,14 +180,6 @@ func RunRegistry(ctx context.Context, bin, config string) (*RegistryProcess, err
 // Close ends the registry.
 func (r *RegistryProcess) Close() error {
 	return r.process.stop()
-}
-
-// keyPair returns the files of the certificate and its key, with TLS.
-func (r *Registry) keyPair() []string {
-	if !r.opt.TLS {
-		return nil
-	}
-	return []string{r.CA, filepath.Join(r.dir, "key.pem")}
 }
 
 // writeConfig writes what the registry reads, and returns its configuration
@@ -320,40 +311,7 @@ func (r *Registry) DaemonConfig() string {
 func (r *Registry) Close() error {
 	err := closeProcess(r.process, r.dir)
 	if r.front != nil {
-		if frontErr := r.front.Close(); err == nil {
-			err = frontErr
-		}
+		err = cmp.Or(err, r.front.Close())
 	}
 	return err
-}
-
-// writeCertificate writes a fresh certificate for 127.0.0.1 and its key.
-func writeCertificate(certFile, keyFile string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	now := time.Now()
-	cert := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		NotBefore:             now.Add(-time.Hour),
-		NotAfter:              now.Add(24 * time.Hour),
-		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-	}
-	certDER, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	if err := os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certDER}), 0o644); err != nil {
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
 }

@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -297,12 +298,7 @@ func (p *Project) Run(ctx context.Context, b *Builder) error {
 // Close stops what was started and removes the files.
 func (p *Project) Close() (err error) {
 	for _, c := range slices.Backward(p.closers) {
-		if closeErr := c.Close(); err == nil {
-			err = closeErr
-		}
+		err = cmp.Or(err, c.Close())
 	}
-	if rmErr := os.RemoveAll(p.dir); err == nil {
-		err = errors.WithStack(rmErr)
-	}
-	return err
+	return cmp.Or(err, errors.WithStack(os.RemoveAll(p.dir)))
 }
