@@ -15,7 +15,6 @@ import (
 	"github.com/moby/buildkit/identity"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sync/errgroup"
 )
 
 func newAheadBed(t *testing.T, opt testbed.DaemonOptions) *randomBed {
@@ -473,17 +472,5 @@ func TestAheadChainsAtOnce(t *testing.T) {
 			})
 		})
 	}
-	chains := func(n int) {
-		eg, ctx := errgroup.WithContext(t.Context())
-		for i := range n {
-			eg.Go(func() error { return chain(ctx, i) })
-		}
-		require.NoError(t, eg.Wait())
-	}
-	chains(10)
-	require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
-	before, err := measure(t.Context(), bed.daemon, bed.client)
-	require.NoError(t, err)
-	before.most = mostGoroutines(t, bed.daemon, func() { chains(*loadChains) })
-	requireIdle(t, bed.daemon, bed.client, before)
+	chainsAtOnce(t, bed, chain)
 }

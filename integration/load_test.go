@@ -49,6 +49,12 @@ func TestChainsAtOnce(t *testing.T) {
 			})
 		})
 	}
+	chainsAtOnce(t, bed, chain)
+}
+
+// chainsAtOnce builds chains at once, and checks that nothing of them is left.
+func chainsAtOnce(t *testing.T, bed *randomBed, chain func(context.Context, int) error) {
+	t.Helper()
 	chains := func(n int) {
 		eg, ctx := errgroup.WithContext(t.Context())
 		for i := range n {

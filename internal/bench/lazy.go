@@ -121,6 +121,32 @@ func chainsOf(ctx context.Context, n int, steps ...int) ([]*pb.Definition, error
 	return c.(*chain).fresh(steps...)
 }
 
+// wide returns the definition of n exec steps in chains of 100, so that an error
+// has not far to go.
+func wide(ctx context.Context, n int) (*pb.Definition, error) {
+	const deep = 100
+	id := identity.NewID()
+	root := llb.Scratch().File(llb.Rm("/" + id))
+	var chains []llb.State
+	for i := range n / deep {
+		st := root
+		for j := range deep {
+			st = st.Run(llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("step %d of %d of %s", j, i, id)})).Root()
+		}
+		chains = append(chains, st)
+	}
+	return marshal(ctx, llb.Merge(chains))
+}
+
+// newStep returns a step that has not been built before.
+func newStep(ctx context.Context) (*step, error) {
+	def, err := marshal(ctx, llb.Scratch().File(llb.Mkfile("/id", 0o600, []byte(identity.NewID()))))
+	if err != nil {
+		return nil, err
+	}
+	return &step{def: def, digest: digest.FromBytes(def.Def[0]), seen: make(chan time.Time, 1)}, nil
+}
+
 func marshal(ctx context.Context, st llb.State) (*pb.Definition, error) {
 	def, err := st.Marshal(ctx, llb.LinuxAmd64)
 	if err != nil {

@@ -2,16 +2,13 @@ package bench
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/graphload/graphload/internal/testbed"
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/client/llb"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
-	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
@@ -68,23 +65,6 @@ func statusLatency(n int) runFunc {
 		slices.Sort(latencies)
 		return float64(latencies[len(latencies)*99/100]), nil
 	}
-}
-
-// wide returns the definition of n exec steps in chains of 100, so that an error
-// has not far to go.
-func wide(ctx context.Context, n int) (*pb.Definition, error) {
-	const deep = 100
-	id := identity.NewID()
-	root := llb.Scratch().File(llb.Rm("/" + id))
-	var chains []llb.State
-	for i := range n / deep {
-		st := root
-		for j := range deep {
-			st = st.Run(llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("step %d of %d of %s", j, i, id)})).Root()
-		}
-		chains = append(chains, st)
-	}
-	return marshal(ctx, llb.Merge(chains))
 }
 
 // load makes the daemon load def.
@@ -150,12 +130,4 @@ func watch(ctx context.Context, c *client.Client, enough func(int) bool) ([]time
 	})
 	err := eg.Wait()
 	return latencies, err
-}
-
-func newStep(ctx context.Context) (*step, error) {
-	def, err := marshal(ctx, llb.Scratch().File(llb.Mkfile("/id", 0o600, []byte(identity.NewID()))))
-	if err != nil {
-		return nil, err
-	}
-	return &step{def: def, digest: digest.FromBytes(def.Def[0]), seen: make(chan time.Time, 1)}, nil
 }

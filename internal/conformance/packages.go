@@ -9,7 +9,6 @@ import (
 	"go/token"
 	"io"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 )
@@ -60,10 +60,7 @@ func listPackages(ctx context.Context, tree *assemble.Tree, suites []string) ([]
 	changed, changedTests := changedPackages(tree)
 	var pkgs []testPackage
 	for _, suite := range suites {
-		args := []string{"list", "-buildvcs=false", "-test", "-json=ImportPath,ForTest,Deps"}
-		cmd := exec.CommandContext(ctx, "go", append(args, "./"+suite+"/...")...)
-		cmd.Dir = tree.Dir
-		cmd.Env = append(os.Environ(), "GOWORK=off")
+		cmd := gomod.Command(ctx, tree.Dir, "list", "-buildvcs=false", "-test", "-json=ImportPath,ForTest,Deps", "./"+suite+"/...")
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		dt, err := cmd.Output()
@@ -202,12 +199,8 @@ func (p testPackage) compile(ctx context.Context, tree *assemble.Tree, out strin
 	if _, err := os.Stat(p.dir(tree)); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, "./"+p.name)
-	cmd.Dir = tree.Dir
-	cmd.Env = append(os.Environ(), "GOWORK=off")
-	var buf bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &buf, &buf
-	return errors.Wrapf(cmd.Run(), "failed to compile the tests of %s in %s: %s", p.name, tree.Dir, bytes.TrimSpace(buf.Bytes()))
+	dt, err := gomod.Command(ctx, tree.Dir, "test", "-c", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, "./"+p.name).CombinedOutput()
+	return errors.Wrapf(err, "failed to compile the tests of %s in %s: %s", p.name, tree.Dir, bytes.TrimSpace(dt))
 }
 
 // dir is where the tests of the package run.

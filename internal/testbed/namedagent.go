@@ -7,10 +7,10 @@ import (
 	"crypto/rand"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 
+	"github.com/graphload/graphload/internal/gomod"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"golang.org/x/crypto/ssh/agent"
@@ -75,9 +75,5 @@ func AddFirstKey(ctx context.Context, rootfs string) error {
 		return err
 	}
 	out := filepath.Join(rootfs, "bin", "firstkey")
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", out, "./internal/testbed/firstkey")
-	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
-	_, err = output(cmd)
-	return err
+	return gomod.Build(ctx, root, "./internal/testbed/firstkey", out, "-s -w", []string{"CGO_ENABLED=0", "GOFLAGS="})
 }
