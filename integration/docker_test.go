@@ -86,6 +86,21 @@ func (s *imageSet) file(ctx context.Context, flavor testbed.Flavor, v release.Va
 	return file, nil
 }
 
+// cachedComponent builds a component into the folder of the builder, unless the folder
+// cache has it.
+func cachedComponent(ctx context.Context, b *release.Builder, c release.Component, cache string) error {
+	file := filepath.Join(cache, c.Name+"-"+c.Module.Version+"-"+b.Arch)
+	if _, err := os.Stat(file); err != nil {
+		if _, err := b.BuildComponent(ctx, c); err != nil {
+			return err
+		}
+		if err := files.Copy(filepath.Join(b.Dir, c.Name), file, 0o755); err != nil {
+			return err
+		}
+	}
+	return files.Copy(file, filepath.Join(b.Dir, c.Name), 0o755)
+}
+
 // buildImage has a daemon of this repository build an image in the folder dir.
 func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v release.Variant, file string) (retErr error) {
 	root, err := upstream.Root()
@@ -116,7 +131,7 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v releas
 	}
 	b := &release.Builder{Arch: runtime.GOARCH, Dir: c.BinDir(runtime.GOARCH), Work: dir + ".work", Archive: a}
 	for _, component := range release.Components {
-		if err := b.CachedComponent(ctx, component, tools); err != nil {
+		if err := cachedComponent(ctx, b, component, tools); err != nil {
 			return err
 		}
 	}
@@ -125,11 +140,7 @@ func buildImage(ctx context.Context, dir string, flavor testbed.Flavor, v releas
 		if err != nil {
 			return err
 		}
-		dt, err := os.ReadFile(bin)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(b.Dir, name), dt, 0o755); err != nil {
+		if err := files.Copy(bin, filepath.Join(b.Dir, name), 0o755); err != nil {
 			return err
 		}
 	}

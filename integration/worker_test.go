@@ -41,8 +41,8 @@ func TestDockerContainerd(t *testing.T) {
 func TestDockerEmulated(t *testing.T) {
 	requireDocker(t)
 	emulator, rootfs := t.TempDir(), t.TempDir()
-	require.NoError(t, testbed.WriteEmulator(t.Context(), emulator))
-	require.NoError(t, testbed.WriteARM64Shell(t.Context(), rootfs))
+	writeEmulator(t, emulator)
+	writeARM64Shell(t, rootfs)
 	dt, err := os.ReadFile(rootfs + "/bin/sh")
 	require.NoError(t, err)
 	require.True(t, bytes.HasPrefix(dt, []byte("\x7fELF")) && dt[18] == 183, "a program for aarch64, see elf(5)")

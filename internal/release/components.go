@@ -138,24 +138,6 @@ func (b *Builder) buildStatic(ctx context.Context, dir, pkg, name, sysroot strin
 	)
 }
 
-// CachedComponent builds a component, unless the file is in the folder cache,
-// and copies it to the binaries.
-func (b *Builder) CachedComponent(ctx context.Context, c Component, cache string) error {
-	file := filepath.Join(cache, c.Name+"-"+c.Module.Version+"-"+b.Arch)
-	if _, err := os.Stat(file); err != nil {
-		if _, err := b.BuildComponent(ctx, c); err != nil {
-			return err
-		}
-		if err := files.Copy(filepath.Join(b.Dir, c.Name), file, 0o755); err != nil {
-			return err
-		}
-	}
-	if err := os.MkdirAll(b.Dir, 0o755); err != nil {
-		return errors.WithStack(err)
-	}
-	return files.Copy(file, filepath.Join(b.Dir, c.Name), 0o755)
-}
-
 // seccomp is the package of Debian that is linked into runc.
 const seccomp = "libseccomp-dev"
 

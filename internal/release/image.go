@@ -188,13 +188,12 @@ func (c *ImageContext) addTools(ctx context.Context, a *apt.Archive) error {
 
 // ImageOptions select what is built from a context.
 type ImageOptions struct {
-	Variant  Variant
-	Archs    []string
-	Name     string    // of the image
-	Exporter string    // client.ExporterOCI or client.ExporterDocker
-	Output   string    // file
-	Epoch    time.Time // of all files, if it is set
-	Labels   map[string]string
+	Variant Variant
+	Archs   []string
+	Name    string    // of the image
+	Output  string    // file
+	Epoch   time.Time // of all files, if it is set
+	Labels  map[string]string
 }
 
 // Build has a daemon build an image as an OCI archive.

@@ -18,7 +18,6 @@ import (
 	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 	spdxjson "github.com/spdx/tools-golang/json"
-	"github.com/spdx/tools-golang/spdx"
 	"github.com/spdx/tools-golang/spdx/v2/common"
 	"github.com/spdx/tools-golang/spdx/v2/v2_3"
 )
@@ -174,10 +173,4 @@ func purlPackage(kind, name, version, purl string) *v2_3.Package {
 			Category: common.CategoryPackageManager, RefType: common.TypePackageManagerPURL, Locator: purl,
 		}},
 	}
-}
-
-// ReadSBOM reads what SBOM wrote.
-func ReadSBOM(dt []byte) (*spdx.Document, error) {
-	doc, err := spdxjson.Read(bytes.NewReader(dt))
-	return doc, errors.WithStack(err)
 }
