@@ -84,7 +84,7 @@ var scriptApplets = []string{"usr/sbin/adduser", "usr/sbin/addgroup", "usr/bin/t
 const (
 	rootUser  = "root:x:0:0:root:/root:/bin/sh\n"
 	mailUser  = "mail:x:8:8:mail:/var/spool/mail:/bin/false\n"
-	nobody    = "nobody:x:65534:65534:nobody:/home:/bin/false\n"
+	lastUser  = "nobody:x:65534:65534:nobody:/home:/bin/false\n"
 	rootGroup = "root:x:0:\n"
 	moreGroup = "daemon:x:1:\nbin:x:2:\nsys:x:3:\nadm:x:4:\ntty:x:5:\nmail:x:8:\nwheel:x:10:root\nusers:x:100:\nnobody:x:65534:\n"
 )
@@ -105,7 +105,7 @@ func busyboxImage(b *busybox, _ string) (v1.Image, error) {
 		r.script("bin/" + path.Base(a))
 	}
 	r.symlink("usr/bin/env", "../../bin/env")
-	r.file("etc/passwd", 0o644, []byte(rootUser+"daemon:x:1:1:daemon:/usr/sbin:/bin/false\n"+mailUser+nobody))
+	r.file("etc/passwd", 0o644, []byte(rootUser+"daemon:x:1:1:daemon:/usr/sbin:/bin/false\n"+mailUser+lastUser))
 	r.file("etc/group", 0o644, []byte(rootGroup+moreGroup))
 	r.file("etc/shadow", 0o600, []byte("root:*:::::::\n"))
 	return r.image("sh")
@@ -148,7 +148,7 @@ func alpineImage(b *busybox, _ string) (v1.Image, error) {
 	r.dirs("etc/ssl/certs")
 	r.file("etc/ssl/certs/ca-certificates.crt", 0o644, []byte("# none\n"))
 	r.file("etc/os-release", 0o644, []byte("NAME=\"Alpine Linux\"\nID=alpine\nVERSION_ID=3.18.2\nPRETTY_NAME=\"Alpine Linux v3.18\"\n"))
-	r.file("etc/passwd", 0o644, []byte(rootUser+"daemon:x:2:2:daemon:/sbin:/sbin/nologin\n"+mailUser+nobody))
+	r.file("etc/passwd", 0o644, []byte(rootUser+"daemon:x:2:2:daemon:/sbin:/sbin/nologin\n"+mailUser+lastUser))
 	r.file("etc/group", 0o644, []byte(rootGroup+moreGroup))
 	r.file("etc/shadow", 0o640, []byte("root:*::0:::::\n"))
 	return r.image("/bin/sh")

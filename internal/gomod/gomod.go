@@ -20,11 +20,6 @@ type Module struct {
 	Sum     string // h1: checksum, as in go.sum; empty to leave it to the go command
 }
 
-// PURL returns the package URL of the module.
-func (m Module) PURL() string {
-	return "pkg:golang/" + m.Path + "@" + m.Version
-}
-
 // Source is a module in the module cache. It must not be written to.
 type Source struct {
 	Version, Dir, Sum string

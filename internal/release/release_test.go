@@ -66,7 +66,7 @@ func TestWriteArchive(t *testing.T) {
 	require.Contains(t, string(sbom), `"pkg:deb/debian/libseccomp-dev@2.5.4-1?arch=amd64`)
 }
 
-// TestImageName has names that buildx cannot pull an image of somebody else by.
+// TestImageName has names by which buildx cannot pull an image of another project.
 func TestImageName(t *testing.T) {
 	t.Parallel()
 	for _, v := range Variants {
