@@ -150,15 +150,6 @@ func TestApply(t *testing.T) {
 	}
 }
 
-func index(s string) int {
-	for i := range len(gofmtSource) - len(s) {
-		if gofmtSource[i:i+len(s)] == s {
-			return i
-		}
-	}
-	panic("not found: " + s)
-}
-
 func TestApplySplit(t *testing.T) {
 	t.Parallel()
 	changed, _, err := Apply("p", files(gofmtSource), []*Seam{
