@@ -107,7 +107,7 @@ func (p *pkg) apply(s *Seam) (Match, error) {
 	if err != nil {
 		return Match{}, err
 	}
-	e := &editor{pkg: p, file: f, seam: s}
+	e := &editor{pkg: p, file: f, decl: decl, seam: s}
 	var at token.Pos
 	switch {
 	case s.AddField != "":
@@ -215,25 +215,26 @@ func oneLine(s string) string {
 }
 
 // one returns the only one of the nodes that were found for a pattern.
-func one[N ast.Node](p *pkg, pattern string, nodes []N) (N, error) {
+func one[N ast.Node](e *editor, pattern string, nodes []N) (N, error) {
 	if len(nodes) == 1 {
 		return nodes[0], nil
 	}
 	var zero N
 	if len(nodes) == 0 {
-		return zero, errors.Errorf("%q not found", pattern)
+		return zero, errors.Errorf("%q not found in %s at %s", pattern, e.seam.In, e.pos(e.decl.Pos()))
 	}
 	var places []string
 	for _, n := range nodes {
-		places = append(places, p.pos(n.Pos()))
+		places = append(places, e.pos(n.Pos()))
 	}
-	return zero, errors.Errorf("%q found %d times: %s", pattern, len(nodes), strings.Join(places, ", "))
+	return zero, errors.Errorf("%q found %d times: %s, in %s at %s", pattern, len(nodes), strings.Join(places, ", "), e.seam.In, e.pos(e.decl.Pos()))
 }
 
 // editor records the edits of one seam.
 type editor struct {
 	*pkg
 	file *file
+	decl ast.Decl
 	seam *Seam
 }
 
@@ -315,7 +316,7 @@ func (e *editor) replaceCall(d ast.Decl) (token.Pos, error) {
 		}
 		return true
 	})
-	expr, err := one(e.pkg, "call "+e.seam.ReplaceCall, found)
+	expr, err := one(e, "call "+e.seam.ReplaceCall, found)
 	if err != nil {
 		return token.NoPos, err
 	}
@@ -347,7 +348,7 @@ func (e *editor) statement(n ast.Node, pattern string) (ast.Stmt, error) {
 		}
 		return true
 	})
-	return one(e.pkg, "statement "+pattern, found)
+	return one(e, "statement "+pattern, found)
 }
 
 func (e *editor) insertAfter(d ast.Decl) (token.Pos, error) {

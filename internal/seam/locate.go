@@ -23,7 +23,7 @@ func Locate(name string, files map[string][]byte, seams []*Seam) ([]Place, error
 		}
 		place := Place{Seam: s}
 		if f, decl, err := p.find(s.In); err == nil {
-			e := &editor{pkg: p, file: f, seam: s}
+			e := &editor{pkg: p, file: f, decl: decl, seam: s}
 			place.Declaration = string(f.src[e.offset(decl.Pos()):e.offset(decl.End())])
 		}
 		if m, err := p.apply(s); err != nil {
