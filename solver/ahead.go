@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/buildkit/solver/errdefs"
@@ -168,7 +170,7 @@ func (a *Ahead) update() {
 	switch {
 	case due && a.phase == aheadWaiting:
 		a.phase, a.done = aheadRunning, make(chan struct{})
-		a.job.list.chains.ahead.Store(true)
+		a.job.list.chains.ahead.used.Store(true)
 		go a.run()
 	case !due && (a.phase == aheadRunning || a.phase == aheadFailed):
 		a.stop()
@@ -451,6 +453,12 @@ type slotOp interface {
 	SpareSlot() bool
 }
 
+// aheadSlots is how a solver gives slots to what runs ahead.
+type aheadSlots struct {
+	used atomic.Bool // something has run ahead
+	mu   sync.Mutex  // held by the op that takes a slot ahead, so that no two count on the same one
+}
+
 const slotInterval = 10 * time.Millisecond
 
 // acquire acquires the resources of op. As long as s is only built ahead, op leaves
@@ -461,11 +469,11 @@ const slotInterval = 10 * time.Millisecond
 // a slot but also a job of a client, that joins s at any time.
 func (s *state) acquire(ctx context.Context, op Op) (ReleaseFunc, error) {
 	slot, ok := op.(slotOp)
-	if !ok || !s.solver.chains.ahead.Load() {
+	if !ok || !s.solver.chains.ahead.used.Load() {
 		return op.Acquire(ctx)
 	}
 	for s.isAhead() {
-		if mu := &s.solver.chains.slots; mu.TryLock() {
+		if mu := &s.solver.chains.ahead.mu; mu.TryLock() {
 			if slot.SpareSlot() {
 				defer mu.Unlock()
 				return op.Acquire(ctx)

@@ -62,8 +62,7 @@ type ownedVertex struct {
 type chains struct {
 	seq     atomic.Uint64
 	lookups lookupCounts
-	ahead   atomic.Bool // something has run ahead
-	slots   sync.Mutex  // held by the op that takes a slot ahead, so that no two count on the same one
+	ahead   aheadSlots
 
 	mu      sync.RWMutex
 	results map[string][]*Job // by the encoded op of the result

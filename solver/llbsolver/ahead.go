@@ -31,16 +31,19 @@ func (r *aheadRef) Release(ctx context.Context) error {
 	return r.ResultProxy.Release(ctx)
 }
 
-// evaluateAhead returns the result of a client's request with refs that are
-// evaluated ahead, as soon as one of the bases evaluates.
+// evaluateAhead returns the result of a client's request, or its error, with refs
+// that are evaluated ahead, as soon as one of the bases evaluates.
 //
 // Not all of them are: the refs of a build without a gateway client are evaluated at
 // once; a subrequest asks for a description and not for refs; a definition that
 // empties cache mounts would take them from steps of its base; and what could not be
 // loaded has nothing to build.
-func (b *provenanceBridge) evaluateAhead(ctx context.Context, j *solver.Job, req frontend.SolveRequest, bases []*solver.Job, res *frontend.Result) (*frontend.Result, error) {
+func (b *provenanceBridge) evaluateAhead(ctx context.Context, j *solver.Job, req frontend.SolveRequest, bases []*solver.Job, res *frontend.Result, err error) (*frontend.Result, error) {
 	if req.Evaluate {
-		j.Evaluated(nil)
+		j.Evaluated(err)
+	}
+	if err != nil || res == nil {
+		return res, err
 	}
 	_, subrequest := req.FrontendOpt["requestid"]
 	lazy := !req.Evaluate && !subrequest && b.rootReq.Frontend == "" && b.rootReq.Definition == nil

@@ -62,30 +62,27 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 		bases = chainOnBases(j, req)
 	}
 	res, err := b.solve(ctx, req, sid)
-	if err != nil && client && req.Evaluate && graphload.Ahead() {
-		j.Evaluated(err)
-	}
-	if err != nil || res == nil {
-		return res, err
-	}
-	if client {
-		b.noteSession(ctx, j, sid)
-	}
-	if err := res.EachRef(func(ref solver.ResultProxy) error {
-		if ref == nil {
+	if err == nil && res != nil {
+		if client {
+			b.noteSession(ctx, j, sid)
+		}
+		err = res.EachRef(func(ref solver.ResultProxy) error {
+			if ref == nil {
+				return nil
+			}
+			if rp, ok := ref.(*resultProxy); ok {
+				rp.load(ctx)
+			}
+			if op := resultOp(ref.Definition()); client && op != nil {
+				j.AddResult(op)
+			}
 			return nil
-		}
-		if rp, ok := ref.(*resultProxy); ok {
-			rp.load(ctx)
-		}
-		if op := resultOp(ref.Definition()); client && op != nil {
-			j.AddResult(op)
-		}
-		return nil
-	}); err != nil || !client || !graphload.Ahead() {
-		return res, err
+		})
 	}
-	return b.evaluateAhead(ctx, j, req, bases, res)
+	if client && graphload.Ahead() {
+		return b.evaluateAhead(ctx, j, req, bases, res, err)
+	}
+	return res, err
 }
 
 // sessionTimeout is how long the session of a client may take to connect after its
