@@ -7,10 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/graphload/graphload/internal/assemble"
-	"github.com/graphload/graphload/internal/series"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/stretchr/testify/require"
 )
@@ -90,34 +88,4 @@ func TestPatchVendored(t *testing.T) {
 	deps := strings.Fields(run("go", "list", "-mod=vendor", "-deps", "."))
 	require.Contains(t, deps, upstream.Module+"/util/graphload")
 	run("go", "build", "-mod=vendor", upstream.Module+"/util/graphload")
-}
-
-func TestCommitter(t *testing.T) {
-	dir := t.TempDir()
-	t.Setenv("HOME", dir)
-	t.Setenv("XDG_CONFIG_HOME", dir)
-	t.Setenv("GIT_CONFIG_SYSTEM", os.DevNull)
-	for _, name := range []string{"GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"} {
-		t.Setenv(name, "commit")
-	}
-	git := func(args ...string) {
-		t.Helper()
-		cmd := exec.CommandContext(t.Context(), "git", args...)
-		cmd.Dir = dir
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "%s", out)
-	}
-	git("init", "-q")
-	git("commit", "-q", "--allow-empty", "-m", "first", "--date", "2026-11-26T08:00:00Z")
-
-	_, _, err := committer(t.Context(), dir)
-	require.ErrorContains(t, err, "set user.name and user.email")
-	git("config", "user.name", "Some One")
-	_, _, err = committer(t.Context(), dir)
-	require.ErrorContains(t, err, "set user.name and user.email")
-	git("config", "user.email", "some@one.example")
-	p, date, err := committer(t.Context(), dir)
-	require.NoError(t, err)
-	require.Equal(t, series.Person{Name: "Some One", Email: "some@one.example"}, p)
-	require.Equal(t, "2026-11-26T08:00:00Z", date.UTC().Format(time.RFC3339))
 }

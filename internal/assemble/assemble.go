@@ -75,6 +75,15 @@ func (o Options) seams() (*seam.Module, error) {
 	return list.Find(o.Module)
 }
 
+// Path returns the path of the module.
+func (o Options) Path() (string, error) {
+	m, err := o.seams()
+	if err != nil {
+		return "", err
+	}
+	return cmp.Or(m.Path, upstream.Module), nil
+}
+
 // name is what the module is called.
 func (o Options) name() string {
 	return cmp.Or(o.Module, "BuildKit")
@@ -125,6 +134,15 @@ func Plan(ctx context.Context, opt Options) (*Tree, error) {
 	return plan(opt, src, m.Seams)
 }
 
+// PlanSource is Plan for a source that is not a release of the seam list.
+func PlanSource(opt Options, src *upstream.Source) (*Tree, error) {
+	m, err := opt.seams()
+	if err != nil {
+		return nil, err
+	}
+	return plan(opt, src, m.Seams)
+}
+
 func plan(opt Options, src *upstream.Source, seams []*seam.Seam) (*Tree, error) {
 	t := &Tree{Options: opt, Upstream: src, Changed: map[string][]byte{}}
 	t.Dir = opt.BuildDir()
@@ -139,31 +157,43 @@ func plan(opt Options, src *upstream.Source, seams []*seam.Seam) (*Tree, error) 
 		return nil, err
 	}
 
+	var err error
+	if t.Changed, t.Matches, err = t.Apply(seams); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Apply returns the upstream files that some of the seams change, with these seams,
+// by slash-separated path, and the places of the seams.
+func (t *Tree) Apply(seams []*seam.Seam) (map[string][]byte, []seam.Match, error) {
 	byPackage := map[string][]*seam.Seam{}
 	for _, s := range seams {
 		byPackage[s.Package] = append(byPackage[s.Package], s)
 	}
-	matches := map[*seam.Seam]seam.Match{}
+	out := map[string][]byte{}
+	places := map[*seam.Seam]seam.Match{}
 	for _, name := range slices.Sorted(maps.Keys(byPackage)) {
-		sources, err := readPackage(filepath.Join(src.Dir, filepath.FromSlash(name)))
+		sources, err := readPackage(filepath.Join(t.Upstream.Dir, filepath.FromSlash(name)))
 		if err != nil {
-			return nil, errors.Wrapf(err, "%s has no package %s for seam %s", opt.Release(), name, byPackage[name][0].Name)
+			return nil, nil, errors.Wrapf(err, "%s has no package %s: seam %s needs its declaration %s", t.Release(), name, byPackage[name][0].Name, byPackage[name][0].In)
 		}
 		changed, ms, err := seam.Apply(name, sources, byPackage[name])
 		if err != nil {
-			return nil, errors.Wrap(err, opt.Release())
+			return nil, nil, errors.Wrap(err, t.Release())
 		}
 		for fn, dt := range changed {
-			t.Changed[name+"/"+fn] = dt
+			out[name+"/"+fn] = dt
 		}
 		for _, m := range ms {
-			matches[m.Seam] = m
+			places[m.Seam] = m
 		}
 	}
+	var matches []seam.Match
 	for _, s := range seams {
-		t.Matches = append(t.Matches, matches[s])
+		matches = append(matches, places[s])
 	}
-	return t, nil
+	return out, matches, nil
 }
 
 func readPackage(dir string) (map[string][]byte, error) {

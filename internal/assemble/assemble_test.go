@@ -199,7 +199,7 @@ func TestTreeErrors(t *testing.T) {
 		err   string
 	}{
 		{name: "seam without match", seam: func(s *seam.Seam) { s.In = "Gone" }, err: "BuildKit v1.0.0: seam discard in package solver: declaration Gone not found"},
-		{name: "seam without package", seam: func(s *seam.Seam) { s.Package = "gone" }, err: "BuildKit v1.0.0 has no package gone for seam discard"},
+		{name: "seam without package", seam: func(s *seam.Seam) { s.Package = "gone" }, err: "BuildKit v1.0.0 has no package gone: seam discard needs its declaration Discard"},
 		{name: "collision", added: map[string]string{"solver/jobs.go": "package solver\n"}, err: "added file solver/jobs.go exists in BuildKit v1.0.0"},
 		{name: "unknown folder", added: map[string]string{"executor/more.go": "package executor\n"}, err: "executor/more.go is in no folder that go.mod ignores: add ./executor to its ignore block"},
 		{name: "not Go", added: map[string]string{"solver/notes.md": "notes\n"}, err: "solver/notes.md is not a Go file"},

@@ -22,44 +22,186 @@ var (
 	date   = time.Date(2026, 11, 2, 15, 4, 5, 0, time.UTC)
 )
 
-func TestBuild(t *testing.T) {
-	t.Parallel()
-	commits := []Commit{
-		{Title: "solver: own vertices, and more: it is a title that is too long", Body: "Why.", Folders: []string{"solver"}},
-		{Title: "mounts: ask", Body: "Because.", Folders: []string{"solver/llbsolver/mounts"}},
+// fixture is a small repository with a seam list, and the upstream module that it is
+// for.
+type fixture struct {
+	root, upstream string
+}
+
+const fixtureSeams = `releases: {v1.0.0: "h1:x"}
+seams:
+- {name: discard, package: solver, in: Discard, rename: discard, why: jobs own vertices}
+- {name: new, package: solver, in: New, replace-call: one, with: many, why: jobs are observed}
+- {name: ask, package: solver/mounts, in: Ask, rename: askFirst, why: all sessions are asked}
+`
+
+// fixtureCommits are the commits of the fixture. The third one is called by a file
+// of the first.
+func fixtureCommits() []Commit {
+	return []Commit{
+		{Title: "solver: own vertices, and more: it is a title that is too long for a name", Body: "Why.", Paths: []string{"solver"}},
+		{Title: "mounts: ask all", Body: "Because.\n\nIt is so.", Paths: []string{"solver/mounts"}},
+		{
+			Title: "solver: observe jobs", Body: "For operators.", Paths: []string{"solver/observe.go"}, Seams: []string{"new"},
+			Hooks: []Hook{
+				{File: "solver/owners.go", Code: "\tobserved bool\n"},
+				{File: "solver/owners.go", Code: "\treturn observe(discard())\n", Before: "\treturn discard()\n"},
+			},
+		},
+		{Title: "version: tell releases apart", Body: "For releases.", Paths: []string{"util/version"}, ReleaseOnly: true},
 	}
-	diffs := []assemble.FileDiff{
-		{Path: "solver/jobs.go", Unified: "diff --git jobs\n", Plus: 2, Minus: 1},
-		{Path: "solver/llbsolver/mounts/ssh.go", Unified: "diff --git ssh\n", Plus: 3},
-		{Path: "solver/pb/digest.go", Unified: "diff --git digest\n", Plus: 4},
+}
+
+func newFixture(t *testing.T) *fixture {
+	f := &fixture{root: t.TempDir(), upstream: t.TempDir()}
+	writeFiles(t, f.root, map[string]string{
+		"seams.yaml":              fixtureSeams,
+		"go.mod":                  "module example.com/fixture\n\nignore (\n\t./client\n\t./solver\n\t./util\n)\n",
+		"solver/owners.go":        "package solver\n\ntype owner struct {\n\tid       string\n\tobserved bool\n}\n\nfunc Discard() int {\n\treturn observe(discard())\n}\n",
+		"solver/observe.go":       "package solver\n\nfunc observe(n int) int { return n }\n\nfunc many() int { return 2 }\n",
+		"solver/mounts/ask.go":    "package mounts\n\nfunc Ask() { askFirst() }\n",
+		"util/version/release.go": "package version\n",
+	})
+	writeFiles(t, f.upstream, map[string]string{
+		"go.mod":                  "module github.com/moby/buildkit\n\ngo 1.26\n",
+		"solver/jobs.go":          "package solver\n\nfunc Discard() int {\n\treturn 1\n}\n\nfunc New() int {\n\treturn one()\n}\n\nfunc one() int { return 1 }\n",
+		"solver/mounts/mounts.go": "package mounts\n\nfunc Ask() {}\n",
+		"docs/README.md":          "upstream\n",
+	})
+	return f
+}
+
+func writeFiles(t *testing.T, dir string, files map[string]string) {
+	t.Helper()
+	for rel, content := range files {
+		path := filepath.Join(dir, rel)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
 	}
-	patches, err := build(commits, diffs, author, date, "BuildKit v1.0.0")
+}
+
+func (f *fixture) options() assemble.Options {
+	return assemble.Options{Root: f.root, Version: "v1.0.0"}
+}
+
+func (f *fixture) plan(t *testing.T) *assemble.Tree {
+	t.Helper()
+	tree, err := assemble.PlanSource(f.options(), &upstream.Source{Version: "v1.0.0", Dir: f.upstream})
 	require.NoError(t, err)
-	require.Len(t, patches, 2)
-	require.Equal(t, "0001-solver-own-vertices-and-more-it-is-a-title-that-is-t.patch", patches[0].Name)
-	require.Equal(t, []string{"./solver", "./solver/pb"}, patches[0].Packages)
-	require.Equal(t, []string{"./solver/llbsolver/mounts"}, patches[1].Packages)
-	require.Equal(t, `From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
-From: =?utf-8?q?=C3=85sa_Builder?= <asa@example.com>
-Date: Mon, 02 Nov 2026 15:04:05 +0000
-Subject: [PATCH 2/2] mounts: ask
-MIME-Version: 1.0
-Content-Type: text/plain; charset=UTF-8
-Content-Transfer-Encoding: 8bit
+	return tree
+}
 
-Because.
+func (f *fixture) series(t *testing.T, opt Options) []Patch {
+	t.Helper()
+	p, err := split(f.plan(t), fixtureCommits())
+	require.NoError(t, err)
+	patches, err := p.commit(t.Context(), t.TempDir(), opt)
+	require.NoError(t, err)
+	return patches
+}
 
-Signed-off-by: Åsa Builder <asa@example.com>
----
- 1 files changed, 3 insertions(+), 0 deletions(-)
+func TestSeries(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	patches := f.series(t, Options{Author: author, Date: date})
+	require.Len(t, patches, 4)
+	require.Regexp(t, `^0001-solver-own-vertices-and-more-it-is-a-title-that-is.*\.patch$`, patches[0].Name)
+	require.Equal(t, "0002-mounts-ask-all.patch", patches[1].Name)
+	require.Equal(t, []string{"./solver"}, patches[0].Packages)
+	require.Equal(t, []string{"./solver/mounts"}, patches[1].Packages)
+	require.Equal(t, patches, f.series(t, Options{Author: author, Date: date}), "the same bytes each time")
 
-diff --git ssh
-`+"-- \nBuildKit v1.0.0\n\n", string(patches[1].Mail))
+	mail := string(patches[1].Mail)
+	for _, want := range []string{
+		"From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001\nFrom: =?UTF-8?q?=C3=85sa=20Builder?= <asa@example.com>\nDate: Mon, 2 Nov 2026 15:04:05 +0000\nSubject: [PATCH 2/4] mounts: ask all\n",
+		"\nBecause.\n\nIt is so.\n\nSigned-off-by: Åsa Builder <asa@example.com>\n---\n",
+		"\n-- \nBuildKit v1.0.0\n",
+	} {
+		require.Contains(t, mail, want)
+	}
 
-	_, err = build(commits, append(diffs, assemble.FileDiff{Path: "client/a.go"}), author, date, "")
-	require.ErrorContains(t, err, "client/a.go belongs to no commit of the series")
-	_, err = build(commits, diffs[:1], author, date, "")
-	require.ErrorContains(t, err, `commit "mounts: ask" of the series is empty`)
+	repo, err := Import(t.Context(), t.TempDir(), f.upstream, "upstream")
+	require.NoError(t, err)
+	read := func(rel string) string {
+		dt, err := os.ReadFile(filepath.Join(repo.Dir, rel))
+		require.NoError(t, err)
+		return string(dt)
+	}
+	require.NoError(t, repo.Apply(t.Context(), patches[0]))
+	require.Equal(t, "package solver\n\ntype owner struct {\n\tid string\n}\n\nfunc Discard() int {\n\treturn discard()\n}\n", read("solver/owners.go"))
+	require.Contains(t, read("solver/jobs.go"), "func discard() int {")
+	require.Contains(t, read("solver/jobs.go"), "return one()")
+	require.NoFileExists(t, filepath.Join(repo.Dir, "solver/observe.go"))
+	for _, p := range patches[1:] {
+		require.NoError(t, repo.Apply(t.Context(), p))
+	}
+	require.Contains(t, read("solver/jobs.go"), "return many()")
+	requireTree(t, repo, f.plan(t))
+}
+
+func TestSeriesErrors(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name    string
+		commits func([]Commit)
+		added   map[string]string
+		err     string
+	}{
+		{name: "a file of no commit", added: map[string]string{"client/a.go": "package client\n"}, err: "client/a.go belongs to no commit of the series: add its folder to one in internal/series"},
+		{name: "a seam of no commit", commits: func(c []Commit) { c[0].Paths, c[2].Paths = []string{"solver/owners.go"}, []string{"solver/observe.go"} }, err: "seam discard belongs to no commit of the series: add it, or its folder solver, to one"},
+		{name: "a path without a file", commits: func(c []Commit) { c[1].Paths = append(c[1].Paths, "cache") }, err: `commit "mounts: ask all" of the series has nothing of cache`},
+		{name: "a seam that is not listed", commits: func(c []Commit) { c[1].Seams = []string{"gone"} }, err: `commit "mounts: ask all" of the series has nothing of gone`},
+		{name: "a hook without code", commits: func(c []Commit) { c[2].Hooks[0].Code = "\tgone bool\n" }, err: `solver/owners.go has 0 times what commit "solver: observe jobs" of the series adds to it, and not once: "\tgone bool\n"`},
+		{name: "a hook that leaves no Go", commits: func(c []Commit) { c[2].Hooks[1].Before = "\t}\n" }, err: "solver/owners.go without what later commits of the series add to it"},
+		{name: "an empty commit", commits: func(c []Commit) { c[3].Paths = nil; c[1].Paths = append(c[1].Paths, "util") }, err: `commit "version: tell releases apart" of the series is empty`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			writeFiles(t, f.root, tc.added)
+			commits := fixtureCommits()
+			if tc.commits != nil {
+				tc.commits(commits)
+			}
+			p, err := split(f.plan(t), commits)
+			if err == nil {
+				_, err = p.commit(t.Context(), t.TempDir(), Options{Author: author, Date: date})
+			}
+			require.ErrorContains(t, err, tc.err)
+		})
+	}
+}
+
+func TestWrite(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "new", "series")
+	paths, err := Write(dir, []Patch{{Name: "0001-a.patch", Mail: []byte("a")}, {Name: "0002-b.patch", Mail: []byte("b")}})
+	require.NoError(t, err)
+	require.Equal(t, []string{filepath.Join(dir, "0001-a.patch"), filepath.Join(dir, "0002-b.patch")}, paths)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "notes"), nil, 0o600))
+
+	_, err = Write(dir, []Patch{{Name: "0001-c.patch", Mail: []byte("c")}})
+	require.NoError(t, err)
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	require.Equal(t, []string{"0001-c.patch", "notes"}, names, "mails of the series before are gone")
+}
+
+// TestReleaseOnly requires that no commit for upstream comes after one that is only
+// for releases.
+func TestReleaseOnly(t *testing.T) {
+	t.Parallel()
+	for module, commits := range Modules {
+		only := false
+		for _, c := range commits {
+			require.False(t, only && !c.ReleaseOnly, "%s: %s", module, c.Title)
+			only = c.ReleaseOnly
+		}
+	}
 }
 
 // TestDocs compares the tables of the commits in the documentation.
@@ -69,13 +211,13 @@ func TestDocs(t *testing.T) {
 	require.NoError(t, err)
 	dt, err := os.ReadFile(filepath.Join(root, "docs", "upstream.md"))
 	require.NoError(t, err)
-	tables := strings.Split(string(dt), "| commit | folders |\n|---|---|\n")[1:]
+	tables := strings.Split(string(dt), "| commit | files |\n|---|---|\n")[1:]
 	require.Len(t, tables, len(Modules))
 	for i, module := range slices.Sorted(maps.Keys(Modules)) { // BuildKit is the first
 		table, _, _ := strings.Cut(tables[i], "\n\n")
 		var want []string
 		for _, c := range Modules[module] {
-			want = append(want, fmt.Sprintf("| %s | `%s` |", c.Title, strings.Join(c.Folders, "`, `")))
+			want = append(want, fmt.Sprintf("| %s | `%s` |", c.Title, strings.Join(c.Paths, "`, `")))
 		}
 		require.Equal(t, want, strings.Split(table, "\n"))
 	}
@@ -112,7 +254,7 @@ func TestApply(t *testing.T) {
 func testApply(t *testing.T, opt assemble.Options) {
 	tree, err := assemble.Plan(t.Context(), opt)
 	require.NoError(t, err)
-	patches, err := New(tree, author, date)
+	patches, err := New(t.Context(), tree, Options{Author: author, Date: date})
 	require.NoError(t, err)
 	repo, err := Import(t.Context(), t.TempDir(), tree.Upstream.Dir, opt.Release())
 	require.NoError(t, err)
