@@ -379,10 +379,10 @@ func testDropInExitCodes(t *testing.T) {
 // prints.
 func exits(t *testing.T, code int, bin string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // it might go on
+	ctx, cancel := context.WithTimeout(t.Context(), hangTimeout) // it might go on
 	defer cancel()
 	cmd := exec.CommandContext(ctx, bin, args...)
-	cmd.WaitDelay = 10 * time.Second
+	cmd.WaitDelay = time.Minute
 	dt, err := cmd.CombinedOutput()
 	if err != nil {
 		var exitErr *exec.ExitError
@@ -423,7 +423,7 @@ func startPlain(t *testing.T, cmd *exec.Cmd, addr string) *client.Client {
 	// mounts of the daemon end with it
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second
+	cmd.WaitDelay = time.Minute
 	require.NoError(t, cmd.Start())
 	testbed.OnAbort(func() error { return cmd.Process.Kill() })
 	t.Cleanup(func() {
@@ -433,7 +433,7 @@ func startPlain(t *testing.T, cmd *exec.Cmd, addr string) *client.Client {
 	c, err := client.New(t.Context(), addr)
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), hangTimeout)
 	defer cancel()
 	require.NoError(t, c.Wait(ctx))
 	return c
@@ -456,8 +456,8 @@ func testDropInStop(t *testing.T) {
 				require.Contains(t, string(dt), "could not lock", "%s", flavor)
 
 				require.NoError(t, first.Process.Signal(sig))
-				late := time.AfterFunc(30*time.Second, func() {
-					t.Errorf("%s did not end within 30 s of %s", flavor, sig)
+				late := time.AfterFunc(hangTimeout, func() {
+					t.Errorf("%s did not end within %s of %s", flavor, hangTimeout, sig)
 					first.Process.Kill()
 				})
 				first.Wait()

@@ -62,14 +62,14 @@ func TestForcedEvaluation(t *testing.T) {
 	_, _, _, err = solve("true") // the files have been copied
 	require.NoError(t, err)
 	// each step waits until all four are running
-	took, _, _, err := solve(`mkdir -p /met/$TARGETPLATFORM/here; for i in $(seq 600); do [ $(ls -d /met/linux/*/here /met/linux/*/*/here 2>/dev/null | wc -l) = 4 ] && exit; sleep 0.1; done; false`)
+	met, _, _, err := solve(`mkdir -p /met/$TARGETPLATFORM/here; for i in $(seq 600); do [ $(ls -d /met/linux/*/here /met/linux/*/*/here 2>/dev/null | wc -l) = 4 ] && exit; sleep 0.1; done; false`)
 	require.NoError(t, err, "the refs are evaluated one after the other")
-	t.Logf("four refs that wait for each other took %s", took)
+	t.Logf("four refs that wait for each other took %s", met)
 
-	took, failed, returned, err := solve(`if [ $TARGETPLATFORM = linux/arm64 ]; then sleep 1; false; else sleep 30; fi`)
+	took, failed, returned, err := solve(`if [ $TARGETPLATFORM = linux/arm64 ]; then sleep 1; false; else sleep 600; fi`)
 	require.Error(t, err)
 	t.Logf("returned %s after the failure, %s in all", returned.Sub(failed), took)
 	require.False(t, failed.IsZero())
-	require.Less(t, returned.Sub(failed), 2*time.Second)
-	require.Less(t, took, 20*time.Second)
+	require.Less(t, returned.Sub(failed), allowance(met, 2, 2*time.Second))
+	require.Less(t, took, 5*time.Minute, "the others are not canceled")
 }

@@ -29,18 +29,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// faultTimeout is how long anything may take after a fault.
-const faultTimeout = 10 * time.Second
+// hangTimeout is how long anything may take that ends at all. It is not for what must
+// be fast: a loaded machine can take a minute for what takes a second elsewhere, and
+// daemons take as long after a large graph has been canceled.
+const hangTimeout = 3 * time.Minute
 
-// within fails the test when f takes longer than faultTimeout.
+// within fails the test when f hangs.
 func within(ctx context.Context, t *testing.T, f func(context.Context) error) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(ctx, 6*faultTimeout, errors.New("hangs"))
+	hangs := errors.New("hangs")
+	ctx, cancel := context.WithTimeoutCause(ctx, hangTimeout, hangs)
 	defer cancel()
-	start := time.Now()
 	err := await(t, func() error { return f(ctx) })
-	require.Less(t, time.Since(start), faultTimeout, "took too long, with error %v", err)
+	require.NotErrorIs(t, context.Cause(ctx), hangs, "with error %v", err)
 	return err
+}
+
+// allowance returns how long something may take that is compared with what took that
+// time. It is a ratio, so that it holds on a loaded machine, or some time more where a
+// ratio of little time says nothing.
+func allowance(took time.Duration, ratio float64, more time.Duration) time.Duration {
+	return max(time.Duration(ratio*float64(took)), took+more)
 }
 
 // receive waits for a channel, but not for ever.
@@ -48,7 +57,7 @@ func receive[T any](t *testing.T, ch <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-ch:
-	case <-time.After(7 * faultTimeout):
+	case <-time.After(hangTimeout + time.Minute): // within says more, and comes first
 		require.FailNow(t, "hangs")
 	}
 	return v
@@ -410,7 +419,7 @@ func TestDaemonFaults(t *testing.T) {
 				}
 				select {
 				case <-bed.daemon.Done():
-				case <-time.After(faultTimeout):
+				case <-time.After(hangTimeout):
 					require.Fail(t, "the daemon did not end")
 				}
 				require.NoError(t, bed.daemon.Stop())
@@ -457,7 +466,7 @@ func TestDiskFull(t *testing.T) {
 			require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
 			var st unix.Statfs_t
 			return unix.Statfs(dir, &st) == nil && st.Bavail > st.Blocks/2
-		}, faultTimeout, 100*time.Millisecond, "the failed step still fills the disk")
+		}, hangTimeout, 100*time.Millisecond, "the failed step still fills the disk")
 		next := within(t.Context(), t, func(ctx context.Context) error {
 			return child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(bed.root, "true")) })
 		})

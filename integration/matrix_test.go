@@ -325,9 +325,9 @@ func TestKilledInTime(t *testing.T) {
 				}
 				up, ours := medianOf(took[testbed.Upstream]), medianOf(took[testbed.Graphload])
 				t.Logf("upstream %s %v, ours %s %v", up, took[testbed.Upstream], ours, took[testbed.Graphload])
-				require.LessOrEqual(t, ours-up, 500*time.Millisecond)
+				require.LessOrEqual(t, ours, allowance(up, 1.5, 500*time.Millisecond))
 				// a session that is not connected is waited for in 5 s
-				require.Less(t, slices.Max(took[testbed.Graphload])-slices.Max(took[testbed.Upstream]), 4*time.Second)
+				require.Less(t, slices.Max(took[testbed.Graphload]), allowance(slices.Max(took[testbed.Upstream]), 2, 4*time.Second))
 			})
 		}
 	}

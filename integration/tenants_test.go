@@ -423,7 +423,7 @@ func requireTrusted(t *testing.T, d *testbed.Daemon, c *client.Client, alice pee
 
 	_, err = bridge.Return(ctx, &gatewaypb.ReturnRequest{Error: status.New(codes.Aborted, "ended by somebody else").Proto()})
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return len(history(true)) == 0 }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(history(true)) == 0 }, hangTimeout, 10*time.Millisecond)
 	close(leave)
 	require.Error(t, <-ended)
 
@@ -473,7 +473,7 @@ func TestTrustedClientEndsDaemon(t *testing.T) {
 			require.Error(t, call(t, conn, "/containerd.services.content.v1.Content/Update", &emptypb.Empty{}))
 			select {
 			case <-d.Done():
-			case <-time.After(10 * time.Second):
+			case <-time.After(hangTimeout):
 				t.Fatal("it goes on: docs/security.md says that it does not")
 			}
 		})

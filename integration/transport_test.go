@@ -174,7 +174,7 @@ func apiMethods(t *testing.T, conn grpc.ClientConnInterface) (methods []string) 
 // call sends messages to a method and waits for the first answer.
 func call(t *testing.T, conn grpc.ClientConnInterface, method string, msgs ...proto.Message) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), hangTimeout)
 	defer cancel()
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
 	if err != nil {
@@ -438,7 +438,7 @@ func (s *systemd) close() error {
 		_ = s.cmd.Process.Kill() // and with the first process all others
 		<-s.done
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(hangTimeout)
 	for {
 		var dirs []string
 		err := filepath.WalkDir(s.cgroup, func(path string, e fs.DirEntry, err error) error {

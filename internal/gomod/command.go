@@ -10,7 +10,7 @@ import (
 
 // abortTimeout is how long tests that are interrupted may take to end what they
 // started.
-const abortTimeout = time.Minute
+const abortTimeout = 2 * time.Minute
 
 // Command returns a go command that runs in dir. When ctx is done it is
 // interrupted, and with it what it runs: the go command itself would leave

@@ -49,8 +49,9 @@ type Daemon struct {
 	dir        string
 }
 
-// startTimeout is how long a daemon may take until it listens.
-const startTimeout = 30 * time.Second
+// startTimeout is how long a daemon may take until it listens, on a loaded machine as
+// well.
+const startTimeout = 2 * time.Minute
 
 // StartDaemon starts a daemon and returns when it listens. It must be closed.
 func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr error) {

@@ -16,8 +16,9 @@ import (
 	"github.com/pkg/errors"
 )
 
-// stopTimeout is how long a process may take to end after SIGTERM.
-const stopTimeout = 10 * time.Second
+// stopTimeout is how long a process may take to end after SIGTERM, on a loaded machine
+// as well.
+const stopTimeout = time.Minute
 
 // process is a command that dies with this one.
 type process struct {
