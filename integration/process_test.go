@@ -8,12 +8,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
 
-	"github.com/graphload/graphload/internal/testbed"
 	"github.com/moby/buildkit/client"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/pb"
@@ -36,28 +34,6 @@ type processBuild struct {
 	Locals     map[string]string
 	Definition []byte
 	Evaluate   bool
-}
-
-func TestMain(m *testing.M) {
-	if config := os.Getenv(processEnv); config != "" {
-		if err := runProcess(config); err != nil {
-			fmt.Println(strings.ReplaceAll(err.Error(), "\n", " "))
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		sig := <-interrupted
-		fmt.Println("ending what was started:", sig)
-		testbed.Abort()
-		removeImages()
-		os.Exit(1)
-	}()
-	code := m.Run()
-	removeImages()
-	os.Exit(code)
 }
 
 func runProcess(config string) error {
