@@ -9,6 +9,7 @@ package seam
 
 import (
 	"bytes"
+	"io"
 	"maps"
 	"os"
 	"regexp"
@@ -84,7 +85,9 @@ func Parse(dt []byte) (*List, error) {
 	var l List
 	dec := yaml.NewDecoder(bytes.NewReader(dt))
 	dec.KnownFields(true)
-	if err := dec.Decode(&l); err != nil {
+	if err := dec.Decode(&l); errors.Is(err, io.EOF) {
+		return nil, errors.New("it is empty: releases and seams are missing")
+	} else if err != nil {
 		return nil, errors.WithStack(err)
 	}
 	if l.Path != "" {
