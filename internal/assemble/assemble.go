@@ -23,7 +23,6 @@ import (
 	"github.com/graphload/graphload/internal/seam"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
-	"golang.org/x/mod/semver"
 )
 
 // SeamList is the name of the seam list in the repository.
@@ -65,6 +64,31 @@ func (o Options) Releases() ([]string, error) {
 		return nil, err
 	}
 	return m.Served(), nil
+}
+
+// Listed returns an error if the release is not one of the seam list, which says what
+// to do about it.
+func (o Options) Listed() error {
+	m, err := o.seams()
+	if err != nil {
+		return err
+	}
+	return o.listed(m)
+}
+
+func (o Options) listed(m *seam.Module) error {
+	if _, ok := m.Releases[o.Version]; ok {
+		return nil
+	}
+	advice := "try it with graphload upgrade " + o.Version
+	if o.Module != "" {
+		advice = "add its checksum under releases in " + SeamList
+	}
+	known := "there is none"
+	if len(m.Releases) > 0 {
+		known = strings.Join(m.Served(), ", ") + " are"
+	}
+	return errors.Errorf("%s is not a known release, %s: %s", o.Release(), known, advice)
 }
 
 func (o Options) seams() (*seam.Module, error) {
@@ -122,12 +146,10 @@ func Plan(ctx context.Context, opt Options) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum, ok := m.Releases[opt.Version]
-	if !ok {
-		known := slices.SortedFunc(maps.Keys(m.Releases), semver.Compare)
-		return nil, errors.Errorf("%s is not a known release, %s are: add its checksum under releases in %s", opt.Release(), strings.Join(known, ", "), SeamList)
+	if err := opt.listed(m); err != nil {
+		return nil, err
 	}
-	src, err := upstream.Fetch(ctx, cmp.Or(m.Path, upstream.Module), opt.Version, sum)
+	src, err := upstream.Fetch(ctx, cmp.Or(m.Path, upstream.Module), opt.Version, m.Releases[opt.Version])
 	if err != nil {
 		return nil, err
 	}
