@@ -62,7 +62,7 @@ func engineCommand() *cli.Command {
 			unmodifiedFlag(),
 			&cli.StringFlag{Name: "version", Value: engine.DefaultVersion, Usage: "release of the module " + engine.Module},
 			&cli.BoolFlag{Name: "test", Usage: "build both, and bake chained targets on upstream's engine and on this one"},
-			&cli.IntFlag{Name: "runs", Value: 10, Usage: "with --test: runs of each scenario with each buildx"},
+			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "with --test: runs of each scenario with each buildx"},
 			&cli.BoolFlag{Name: "no-build", Usage: "with --test: use the binaries in bin as they are"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -109,6 +109,9 @@ func installCommand() *cli.Command {
 		Usage: "build for this machine and install binaries, systemd units and the license",
 		Flags: append(installFlags(), noBuildFlag()),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if err := release.CheckPrefix(cmd.String("prefix")); err != nil {
+				return err
+			}
 			opt, err := options(cmd)
 			if err != nil {
 				return err

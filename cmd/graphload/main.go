@@ -34,8 +34,9 @@ func run() error {
 	defer stop()
 
 	app := &cli.Command{
-		Name:  "graphload",
-		Usage: "BuildKit that loads lazy solves into the graph",
+		Name:    "graphload",
+		Usage:   "BuildKit that loads lazy solves into the graph",
+		Version: versionLine(),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "release", Usage: "release of BuildKit (default: the one that go.mod requires)"},
 			&cli.StringFlag{Name: "upstream", Hidden: true}, // what the flag release was called
@@ -57,6 +58,7 @@ func run() error {
 		}
 		app.Commands = append(app.Commands, category.commands...)
 	}
+	strict(app)
 	return app.Run(ctx, os.Args)
 }
 

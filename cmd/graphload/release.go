@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/graphload/graphload/internal/apt"
 	"github.com/graphload/graphload/internal/audit"
@@ -120,8 +118,9 @@ func releasesCommand() *cli.Command {
 				only = []string{version}
 			}
 			for _, version := range only {
-				if !slices.Contains(versions, version) {
-					return errors.Errorf("%s is not a known release, %s are: try it with graphload upgrade %s", version, strings.Join(versions, ", "), version)
+				opt.Version = version
+				if err := opt.Listed(); err != nil {
+					return err
 				}
 			}
 			if len(only) > 0 {

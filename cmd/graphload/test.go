@@ -91,8 +91,8 @@ func demoCommand() *cli.Command {
 		Name:  "demo",
 		Usage: "bake chained targets with buildx on upstream's daemon and on this one: what passes, and how long it takes",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each scenario with each buildx on each daemon, 0 for no such table"},
-			&cli.IntFlag{Name: "rounds", Value: 5, Usage: "runs for the wall times of a chain and a diamond, 0 for no such table"},
+			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(0), Usage: "runs of each scenario with each buildx on each daemon, 0 for no such table"},
+			&cli.IntFlag{Name: "rounds", Value: 5, Validator: atLeast(0), Usage: "runs for the wall times of a chain and a diamond, 0 for no such table"},
 			&cli.StringSliceFlag{Name: "buildx", Value: []string{"v0.29.1", "v0.35.0"}, Usage: "versions of buildx for the scenarios"},
 			&cli.StringSliceFlag{Name: "scenario", Usage: "scenarios to run, by name (default: secret, chain, ssh)"},
 			&cli.StringFlag{Name: "only", Usage: "one daemon only: upstream or graphload"},
@@ -114,6 +114,13 @@ func demoCommand() *cli.Command {
 				}
 				flavors = []testbed.Flavor{only}
 			}
+			runs, rounds := cmd.Int("runs"), cmd.Int("rounds")
+			if runs == 0 && rounds == 0 {
+				return errors.New("--runs 0 and --rounds 0 leave no table")
+			}
+			if err := testbed.CheckBuildx(cmd.StringSlice("buildx")); err != nil {
+				return err
+			}
 			if err := apt.Install(ctx, apt.Tests); err != nil {
 				return err
 			}
@@ -125,7 +132,6 @@ func demoCommand() *cli.Command {
 					}
 				}
 			}
-			runs, rounds := cmd.Int("runs"), cmd.Int("rounds")
 			if rounds > 0 && !cmd.Bool("no-build") {
 				if err := build.Buildx(ctx, opt.Root); err != nil {
 					return err
@@ -184,17 +190,23 @@ func integrationCommand() *cli.Command {
 		Name:  "integration",
 		Usage: "run all end-to-end tests and write the table of clients",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each bake with each buildx on each daemon"},
+			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "runs of each bake with each buildx on each daemon"},
 			&cli.StringSliceFlag{Name: "buildx", Value: testbed.BuildxVersions(), Usage: "versions of buildx"},
 			&cli.StringSliceFlag{Name: "scenario", Usage: "only these scenarios, by name; the other rows of the table stay as they are"},
-			&cli.IntFlag{Name: "graphs", Value: 300, Usage: "random graphs"},
-			&cli.IntFlag{Name: "chains", Value: 200, Usage: "chains that are built at once"},
+			&cli.IntFlag{Name: "graphs", Value: 300, Validator: atLeast(0), Usage: "random graphs"},
+			&cli.IntFlag{Name: "chains", Value: 200, Validator: atLeast(1), Usage: "chains that are built at once"},
 			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Usage: "how long many clients build random graphs"},
 			&cli.BoolFlag{Name: "table-only", Usage: "only what is in the table, without the other tests"},
 			noBuildFlag(),
 			outputFlag(filepath.Join("docs", "compatibility.md"), "file for the table; build has the one of the same name with .json"),
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if _, err := testbed.FindScenarios(cmd.StringSlice("scenario")); err != nil {
+				return err
+			}
+			if err := testbed.CheckBuildx(cmd.StringSlice("buildx")); err != nil {
+				return err
+			}
 			opt, err := prepareIntegration(ctx, cmd, apt.Compilers, apt.Units)
 			if err != nil {
 				return err
@@ -221,7 +233,7 @@ func soakCommand() *cli.Command {
 		Description: "10,000 graphs take about three hours of CPU time. The daemon syncs many small writes:\n" +
 			"with TMPDIR on a tmpfs, as /dev/shm, it uses less than half of its own.",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "graphs", Value: 10_000, Usage: "random graphs"},
+			&cli.IntFlag{Name: "graphs", Value: 10_000, Validator: atLeast(1), Usage: "random graphs"},
 			&cli.Uint64Flag{Name: "seed", Usage: "seed of the graphs, 0 for one of its own"},
 			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Usage: "how long many clients build random graphs"},
 			noBuildFlag(),
@@ -242,7 +254,7 @@ func dockerCommand() *cli.Command {
 		Name:  "docker",
 		Usage: "run the images in a Docker engine of its own: bake chained targets, upgrade a builder in place, rootless, mTLS and systemd",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "runs", Value: 10, Usage: "runs of each scenario with each buildx"},
+			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "runs of each scenario with each buildx"},
 			&cli.StringFlag{Name: "run", Value: "^(TestDocker.*|TestMutualTLS|TestSystemdUnits|TestSocketActivation)$", Usage: "tests to run"},
 			noBuildFlag(),
 		},
@@ -283,7 +295,7 @@ func conformanceCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "suite", Usage: "folders of packages: " + strings.Join(conformance.Suites, ", ") + " (default: all)"},
 			&cli.StringFlag{Name: "run", Usage: "only tests that match, as with go test -run"},
 			&cli.StringFlag{Name: "worker", Value: "oci", Usage: "worker of the daemons: " + strings.Join(conformance.Workers, " or ")},
-			&cli.IntFlag{Name: "retries", Value: 3, Usage: "how often tests that differ are run again"},
+			&cli.IntFlag{Name: "retries", Value: 3, Validator: atLeast(0), Usage: "how often tests that differ are run again"},
 			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Hour, Usage: "for the tests of one package"},
 			&cli.BoolFlag{Name: "race", Usage: "use daemons with the race detector"},
 			noBuildFlag(),
@@ -358,7 +370,7 @@ func benchCommand() *cli.Command {
 		Name:  "bench",
 		Usage: "compare the cost of lazy solves with upstream's daemon",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "rounds", Value: 15, Usage: "measurements of each row on each daemon, at least"},
+			&cli.IntFlag{Name: "rounds", Value: 15, Validator: atLeast(1), Usage: "measurements of each row on each daemon, at least"},
 			&cli.StringSliceFlag{Name: "row", Usage: "rows to measure, by a part of their name (default: all)"},
 			outputFlag("build/bench", "folder for the measurements in the format of benchstat and the table"),
 			noBuildFlag(),
@@ -411,7 +423,7 @@ func clientsCommand() *cli.Command {
 		Name:  "clients",
 		Usage: "compare a client that orders evaluations itself with one that relies on the daemon",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "rounds", Value: 5, Usage: "runs of each client"},
+			&cli.IntFlag{Name: "rounds", Value: 5, Validator: atLeast(1), Usage: "runs of each client"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			return bench.CompareClients(ctx, os.Stdout, cmd.Int("rounds"))
@@ -428,11 +440,15 @@ func fuzzCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "target", Usage: "targets to run (default: all)"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			t, err := plan(ctx, cmd, true)
+			opt, err := options(cmd)
 			if err != nil {
 				return err
 			}
-			targets, err := fuzz.Targets(t, cmd.StringSlice("target"))
+			targets, err := fuzz.Targets(opt, cmd.StringSlice("target"))
+			if err != nil {
+				return err
+			}
+			t, err := build.Tree(ctx, opt)
 			if err != nil {
 				return err
 			}

@@ -197,8 +197,12 @@ func (t *Tree) Apply(seams []*seam.Seam) (map[string][]byte, []seam.Match, error
 	places := map[*seam.Seam]seam.Match{}
 	for _, name := range slices.Sorted(maps.Keys(byPackage)) {
 		sources, err := readPackage(filepath.Join(t.Upstream.Dir, filepath.FromSlash(name)))
+		if errors.Is(err, fs.ErrNotExist) {
+			s := byPackage[name][0]
+			return nil, nil, errors.Errorf("%s has no package %s: seam %s needs its declaration %s", t.Release(), name, s.Name, s.In)
+		}
 		if err != nil {
-			return nil, nil, errors.Wrapf(err, "%s has no package %s: seam %s needs its declaration %s", t.Release(), name, byPackage[name][0].Name, byPackage[name][0].In)
+			return nil, nil, err
 		}
 		changed, ms, err := seam.Apply(name, sources, byPackage[name])
 		if err != nil {
@@ -234,39 +238,50 @@ func readPackage(dir string) (map[string][]byte, error) {
 	return sources, nil
 }
 
-// findAdded lists the added files. One that upstream has as well is an error.
-func (t *Tree) findAdded() error {
+// AddedFiles lists the files that join packages of the module, by slash-separated path
+// in the tree.
+func (o Options) AddedFiles() (added []string, _ error) {
 	dirs := []string{"."}
-	if t.Module == "" {
+	if o.Module == "" {
 		var err error
-		if dirs, err = addedDirs(t.Root); err != nil {
-			return err
+		if dirs, err = addedDirs(o.Root); err != nil {
+			return nil, err
 		}
 	}
 	for _, dir := range dirs {
-		err := filepath.WalkDir(t.Source(dir), func(path string, d fs.DirEntry, err error) error {
+		err := filepath.WalkDir(o.Source(dir), func(path string, d fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
 			if err != nil || d.IsDir() {
 				return err
 			}
-			rel, err := filepath.Rel(t.Source("."), path)
+			rel, err := filepath.Rel(o.Source("."), path)
 			if err != nil {
 				return err
 			}
 			rel = filepath.ToSlash(rel)
 			if !d.Type().IsRegular() || !strings.HasSuffix(rel, ".go") {
-				return errors.Errorf("%s is not a Go file: only Go files can join a package of %s", rel, t.name())
+				return errors.Errorf("%s is not a Go file: only Go files can join a package of %s", rel, o.name())
 			}
-			if _, err := os.Lstat(filepath.Join(t.Upstream.Dir, rel)); err == nil {
-				return errors.Errorf("added file %s exists in %s: rename it", rel, t.Release())
-			}
-			t.Added = append(t.Added, rel)
+			added = append(added, rel)
 			return nil
 		})
 		if err != nil {
-			return errors.WithStack(err)
+			return nil, errors.WithStack(err)
+		}
+	}
+	return added, nil
+}
+
+// findAdded lists the added files. One that upstream has as well is an error.
+func (t *Tree) findAdded() (err error) {
+	if t.Added, err = t.AddedFiles(); err != nil {
+		return err
+	}
+	for _, rel := range t.Added {
+		if _, err := os.Lstat(filepath.Join(t.Upstream.Dir, rel)); err == nil {
+			return errors.Errorf("added file %s exists in %s: rename it", rel, t.Release())
 		}
 	}
 	return nil

@@ -25,9 +25,9 @@ type Target struct {
 	Pkg  string // relative to the tree or the repository
 }
 
-// Targets returns the fuzz targets of the given names, or all for none: those in the
-// added files of a tree, and in the packages of this repository.
-func Targets(t *assemble.Tree, names []string) (targets []Target, _ error) {
+// Targets returns the fuzz targets of the given names, or all for none: those in added
+// files, and in the packages of the repository.
+func Targets(opt assemble.Options, names []string) (targets []Target, _ error) {
 	add := func(file, pkg string, tree bool) error {
 		found, err := gotest.Functions(file, "Fuzz")
 		for _, name := range found {
@@ -35,12 +35,16 @@ func Targets(t *assemble.Tree, names []string) (targets []Target, _ error) {
 		}
 		return err
 	}
-	for _, rel := range t.Added {
-		if err := add(t.Source(rel), path.Dir(rel), true); err != nil {
+	added, err := opt.AddedFiles()
+	if err != nil {
+		return nil, err
+	}
+	for _, rel := range added {
+		if err := add(opt.Source(rel), path.Dir(rel), true); err != nil {
 			return nil, err
 		}
 	}
-	files, err := filepath.Glob(filepath.Join(t.Root, "internal", "*", "*_test.go"))
+	files, err := filepath.Glob(filepath.Join(opt.Root, "internal", "*", "*_test.go"))
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}

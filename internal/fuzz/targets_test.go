@@ -12,13 +12,13 @@ func TestTargets(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
 	require.NoError(t, err)
-	tree := &assemble.Tree{Options: assemble.Options{Root: root}}
-	targets, err := Targets(tree, nil)
+	opt := assemble.Options{Root: root}
+	targets, err := Targets(opt, nil)
 	require.NoError(t, err)
 	require.Equal(t, []Target{{Name: "FuzzParse", Pkg: "./internal/seam"}, {Name: "FuzzApply", Pkg: "./internal/seam"}}, targets)
-	targets, err = Targets(tree, []string{"FuzzApply"})
+	targets, err = Targets(opt, []string{"FuzzApply"})
 	require.NoError(t, err)
 	require.Len(t, targets, 1)
-	_, err = Targets(tree, []string{"FuzzNope"})
+	_, err = Targets(opt, []string{"FuzzNope"})
 	require.EqualError(t, err, `no fuzz target "FuzzNope", there are [FuzzParse FuzzApply]`)
 }

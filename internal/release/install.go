@@ -29,10 +29,19 @@ func installFiles(root, prefix string) ([]File, error) {
 	return contents, nil
 }
 
+// CheckPrefix returns an error if nothing can be installed below the prefix: units of
+// systemd name it.
+func CheckPrefix(prefix string) error {
+	if !filepath.IsAbs(prefix) {
+		return errors.Errorf("prefix %q is not absolute", prefix)
+	}
+	return nil
+}
+
 // installation lists all files of an installation from the binaries in bin.
 func installation(root, bin, prefix string) ([]File, error) {
-	if !filepath.IsAbs(prefix) {
-		return nil, errors.Errorf("prefix %s is not absolute", prefix)
+	if err := CheckPrefix(prefix); err != nil {
+		return nil, err
 	}
 	contents, err := installFiles(root, filepath.Clean(prefix))
 	if err != nil {

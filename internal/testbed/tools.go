@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/gomod"
@@ -35,6 +36,16 @@ func BuildxVersions() []string {
 	return slices.SortedFunc(maps.Keys(buildxSums), semver.Compare)
 }
 
+// CheckBuildx returns an error if one of the versions of buildx cannot be used.
+func CheckBuildx(versions []string) error {
+	for _, version := range versions {
+		if _, ok := buildxSums[version]; !ok && version != PatchedBuildx {
+			return errors.Errorf("no checksum for buildx %s, there are those of %s", version, strings.Join(BuildxVersions(), ", "))
+		}
+	}
+	return nil
+}
+
 // Buildx returns the path of an unmodified buildx of the given version, or of
 // PatchedBuildx in bin of the repository. One that is unmodified is built when it is
 // used for the first time, and kept in the cache folder of the user.
@@ -50,13 +61,12 @@ func Buildx(ctx context.Context, version string) (string, error) {
 		}
 		return path, nil
 	}
-	const module = "github.com/docker/buildx"
-	sum, ok := buildxSums[version]
-	if !ok {
-		return "", errors.Errorf("no checksum for buildx %s", version)
+	if err := CheckBuildx([]string{version}); err != nil {
+		return "", err
 	}
+	const module = "github.com/docker/buildx"
 	return gomod.Tool{
-		Module:  gomod.Module{Path: module, Version: version, Sum: sum},
+		Module:  gomod.Module{Path: module, Version: version, Sum: buildxSums[version]},
 		Pkg:     "./cmd/buildx",
 		LDFlags: "-X " + module + "/version.Version=" + version,
 	}.Install(ctx)
