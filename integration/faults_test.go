@@ -433,6 +433,7 @@ func TestDaemonFaults(t *testing.T) {
 // TestDiskFull fills the disk of the daemon with a step of base that its child
 // evaluates. That step fails, and nothing else does.
 func TestDiskFull(t *testing.T) {
+	requireTestbed(t)
 	t.Parallel()
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"))
@@ -610,6 +611,7 @@ func refusals() []refusal {
 // TestRefusals has definitions that cannot be loaded or built. Solved lazily
 // they are no error, and evaluating them gives that of upstream's daemon.
 func TestRefusals(t *testing.T) {
+	requireTestbed(t)
 	results := map[testbed.Flavor]map[string]string{}
 	for _, flavor := range testbed.Flavors {
 		results[flavor] = map[string]string{}

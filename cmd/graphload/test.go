@@ -56,12 +56,16 @@ func testCommand() *cli.Command {
 // testRepository runs the tests of the repository itself, the end-to-end ones
 // with the binaries of both trees.
 func testRepository(ctx context.Context, opt assemble.Options) error {
-	sets := []apt.Commands{apt.Tests}
-	if os.Getenv("CI") == "true" { // where tests fail that lack something
-		sets = append(sets, apt.Units)
-	}
-	if err := apt.Install(ctx, sets...); err != nil {
-		return err
+	if os.Getuid() == 0 {
+		sets := []apt.Commands{apt.Tests}
+		if os.Getenv("CI") == "true" { // where tests fail that lack something
+			sets = append(sets, apt.Units)
+		}
+		if err := apt.Install(ctx, sets...); err != nil {
+			return err
+		}
+	} else if err := testbed.Check(); err != nil {
+		progress.Printf("end-to-end tests are skipped: %v", err)
 	}
 	if err := build.All(ctx, opt); err != nil {
 		return err
