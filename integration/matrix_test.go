@@ -270,6 +270,17 @@ var positions = []struct {
 	{"stranger", []string{"stranger"}},
 }
 
+// unserved are cells in which nothing serves the child, though base or the child itself
+// could. docs/troubleshooting.md says so of agents.
+var unserved = map[string]string{
+	// What a step sends to a forwarded socket cannot be sent again to another. Upstream
+	// serves these from the child.
+	"agent/silent/base": "the step has the agent of base, which never answers",
+	"agent/silent/twin": "the step has the agent of the twin, which never answers",
+	// upstream waits for the child too
+	"HTTP token/silent/child": "a header goes before a token, and base has none",
+}
+
 // TestCredentialMatrix has base, a child that is chained on it and evaluated first,
 // and sometimes a build that was there before: a twin of base, as of another user
 // who builds the same, on which the child is chained as well, or a stranger, whose
@@ -287,12 +298,18 @@ func TestCredentialMatrix(t *testing.T) {
 				if fault == noAccess && !c.hasUsers || !*allCredentials && !quickCell(fault, pos.name) {
 					continue
 				}
-				t.Run(strings.Join([]string{c.name, fault, pos.name}, "/"), func(t *testing.T) {
+				cell := strings.Join([]string{c.name, fault, pos.name}, "/")
+				t.Run(cell, func(t *testing.T) {
 					state := c.step(t)
 					up := bed.cell(t, testbed.Upstream, c, state, fault, pos.builds)
 					ours := bed.cell(t, testbed.Graphload, c, state, fault, pos.builds)
 					fmt.Fprintf(&table, "%-12s %-15s %-9s %-24s %s\n", c.name, fault, pos.name, up, ours)
 					t.Logf("upstream: %s\nours: %s", up.details(), ours.details())
+					if reason, ok := unserved[cell]; ok {
+						require.False(t, ours.child.built(), "served, unlike before: %s", reason)
+						require.NoError(t, ours.later.err, "a later build")
+						return
+					}
 					requireNoWorse(t, c, fault, pos.builds, up, ours)
 				})
 			}
@@ -418,8 +435,7 @@ func requireNoWorse(t *testing.T, c credential, fault string, faulty []string, u
 		require.Equal(t, c.seen(base), ours.child.seen)
 	}
 	if !up.child.built() && !ours.child.built() && fault != killed && fault != silent {
-		// upstream shows a client's error without what was added to it, if that is all
-		require.Contains(t, sameError(ours.child.err), sameError(up.child.err))
+		require.Equal(t, sameError(up.child.err), sameError(ours.child.err))
 		if !strings.Contains(ours.child.err.Error(), "exit code") { // of a step with an agent that is dead
 			require.ErrorContains(t, ours.child.err, "(2 builds were asked)")
 		}

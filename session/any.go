@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
 )
 
 // connectTimeout is how long Any waits for a session that is not connected.
@@ -87,7 +88,7 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 			failed.error = err
 		}
 	}
-	if len(failed.all) > 1 {
+	if failed.n = len(failed.all); failed.n > 1 {
 		return &failed
 	}
 	if failed.error == nil {
@@ -124,30 +125,45 @@ func isLost(ctx context.Context, cc *grpc.ClientConn, err error) bool {
 	return context.Cause(ctx) != nil
 }
 
-// sessionsError says that none of several sessions could serve a request. It has
-// no Unwrap, as an error of one session is not one of all.
+// askedError is an error followed by the number of builds that were asked. A client
+// is shown what it would be shown of the error, and the number.
+type askedError struct {
+	error
+	n int
+}
+
+func (e *askedError) asked() string { return fmt.Sprintf(" (%d builds were asked)", e.n) }
+func (e *askedError) Error() string { return e.error.Error() + e.asked() }
+func (e *askedError) Unwrap() error { return e.error }
+
+// As finds the status of a client's error with the number, as grpcerrors.ToGRPC
+// compares it with GRPCStatus.
+func (e *askedError) As(target any) bool {
+	found := errors.As(e.error, target)
+	if found {
+		errors.As(grpcerrors.FromGRPC(e.GRPCStatus().Err()), target)
+	}
+	return found
+}
+
+func (e *askedError) GRPCStatus() *status.Status {
+	st, ok := grpcerrors.AsGRPCStatus(e.error)
+	if !ok || st == nil {
+		return status.New(grpcerrors.Code(e.error), e.Error())
+	}
+	p := st.Proto() // a copy
+	p.Message += e.asked()
+	return status.FromProto(p)
+}
+
+// sessionsError says that none of several sessions could serve a request. It is the
+// error of one of them, and unwraps to nothing, as that is not an error of all.
 type sessionsError struct {
-	error // of one of the sessions
-	all   []error
+	askedError
+	all []error
 }
 
-func (e *sessionsError) Error() string {
-	return e.error.Error() + asked(len(e.all))
-}
-
-// asked is what the message of an error ends with when several builds were asked.
-func asked(n int) string {
-	return fmt.Sprintf(" (%d builds were asked)", n)
-}
-
-// Code implements the interface that grpcerrors looks for.
-func (e *sessionsError) Code() codes.Code {
-	return grpcerrors.Code(e.error)
-}
-
-func (e *sessionsError) As(target any) bool {
-	return errors.As(e.error, target)
-}
+func (e *sessionsError) Unwrap() error { return nil }
 
 // Is reports if all sessions failed with target.
 func (e *sessionsError) Is(target error) bool {

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	stderrors "errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 )
 
 var errNotHere = errors.New("not here")
@@ -151,6 +153,34 @@ func TestAnyErrors(t *testing.T) {
 	}
 	ask, _ := answers(map[string]error{ids[0]: refused})
 	require.Same(t, refused, sm.Any(t.Context(), &lentGroup{ids[:1], 1, &[]string{}}, ask), "a single session has the last word, as it is")
+}
+
+// TestAskedShown compares what a client is shown of an error, that was passed on by
+// gRPC, with and without the number of builds that were asked. An error is shown with
+// what the daemon added to it, or without, depending on where its status comes from.
+func TestAskedShown(t *testing.T) {
+	t.Parallel()
+	denied := status.Error(codes.Unauthenticated, "denied")
+	for name, err := range map[string]error{
+		"no status":           errors.New("denied"),
+		"a code":              grpcerrors.WrapCode(errors.New("denied"), codes.PermissionDenied),
+		"a status":            denied,
+		"a client's":          grpcerrors.FromGRPC(denied),
+		"a client's, wrapped": errors.Wrap(grpcerrors.FromGRPC(denied), "failed to authorize"),
+		"a client's, details": grpcerrors.FromGRPC(grpcerrors.ToGRPC(t.Context(), grpcerrors.WrapCode(errors.New("denied"), codes.NotFound))),
+		"several":             stderrors.Join(errors.New("first"), denied),
+	} {
+		t.Run(name, func(t *testing.T) {
+			shown := func(err error) *status.Status {
+				return status.Convert(grpcerrors.ToGRPC(t.Context(), errors.Wrap(err, "failed to load cache key")))
+			}
+			asked := askedError{err, 2}
+			for _, asked := range []error{&asked, &sessionsError{asked, []error{err, err}}} {
+				require.Equal(t, shown(err).Message()+" (2 builds were asked)", shown(asked).Message())
+				require.Equal(t, shown(err).Code(), shown(asked).Code())
+			}
+		})
+	}
 }
 
 // TestAnyBaseGoes has a lent session that is closed while it is asked. It is as if

@@ -3,9 +3,6 @@ package session
 import (
 	"context"
 	"slices"
-
-	"github.com/moby/buildkit/util/grpcerrors"
-	"google.golang.org/grpc/status"
 )
 
 // SplitLent returns the sessions that other builds lend to g, in order, and g
@@ -94,24 +91,4 @@ func (sm *Manager) isGone(ctx context.Context, id string, g Group) bool {
 	}
 	lent, _ := SplitLent(g)
 	return !slices.Contains(lent, id)
-}
-
-// askedError is an error followed by the number of builds that were asked, also in
-// the gRPC status, which is what a client is shown.
-type askedError struct {
-	error
-	n int
-}
-
-func (e *askedError) Error() string { return e.error.Error() + asked(e.n) }
-func (e *askedError) Unwrap() error { return e.error }
-
-func (e *askedError) GRPCStatus() *status.Status {
-	st, ok := grpcerrors.AsGRPCStatus(e.error)
-	if !ok || st == nil {
-		return status.New(grpcerrors.Code(e.error), e.Error())
-	}
-	p := st.Proto() // a copy
-	p.Message += asked(e.n)
-	return status.FromProto(p)
 }
