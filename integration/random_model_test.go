@@ -416,6 +416,7 @@ type expectation struct {
 	mustFail bool
 	mayFail  bool
 	errors   []string // one of them is in the error when mustFail
+	gone     bool     // it may fail with the session of a client that was killed
 }
 
 // stepState is what the model knows about a step.
@@ -651,7 +652,7 @@ func (m *randomModel) start(round []randomOp) []expectation {
 			}
 		}
 	}
-	mayFail, mustFail := map[*randomStep]bool{}, map[*randomStep]bool{}
+	mayFail, mustFail, gone := map[*randomStep]bool{}, map[*randomStep]bool{}, map[*randomStep]bool{}
 	for _, s := range m.g.steps {
 		st := m.steps[s]
 		for _, b := range building[s] {
@@ -676,6 +677,9 @@ func (m *randomModel) start(round []randomOp) []expectation {
 					st.seen[i][v] = true
 				}
 			}
+			if values[missing] && m.waitsForGone(s, leaving, building[s]) {
+				gone[s] = true
+			}
 			if values[missing] && !n.optional {
 				mayFail[s] = true
 				possible = possible && len(values) > 1 // something else than missing
@@ -694,6 +698,7 @@ func (m *randomModel) start(round []randomOp) []expectation {
 		for _, s := range op.builds() {
 			e.mayFail = e.mayFail || mayFail[s]
 			e.mustFail = e.mustFail || mustFail[s]
+			e.gone = e.gone || gone[s]
 			if mayFail[s] {
 				for _, n := range s.needs {
 					e.errors = append(e.errors, n.missing())
@@ -713,12 +718,31 @@ func (m *randomModel) start(round []randomOp) []expectation {
 		}
 	}
 	// a failure is kept by all that build the step
+	maps.Copy(mayFail, gone)
 	for s := range mayFail {
 		for b := range m.steps[s].loaded {
 			m.steps[s].poisoned[b] = true
 		}
 	}
 	return out
+}
+
+// waitsForGone reports if a build may ask a client that leaves for what the step needs.
+// Builds that are not chained on each other, and build a step together, do what
+// upstream does: the daemon asks their sessions one after another, waits five seconds
+// for one that has gone, and the last one decides what the error is, also where what the
+// step needs is optional.
+func (m *randomModel) waitsForGone(s *randomStep, leaving map[*randomBuild]bool, building []*randomBuild) bool {
+	for b := range leaving {
+		_, loaded := m.steps[s].loaded[b]
+		if !loaded && !slices.Contains(building, b) {
+			continue
+		}
+		if slices.ContainsFunc(building, func(j *randomBuild) bool { return j != b && !m.bases[j][b] }) {
+			return true
+		}
+	}
+	return false
 }
 
 // solvesAgain reports if an evaluation may have to solve first, because that has
