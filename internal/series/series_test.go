@@ -209,7 +209,7 @@ func TestDocs(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
 	require.NoError(t, err)
-	dt, err := os.ReadFile(filepath.Join(root, "docs", "upstream.md"))
+	dt, err := os.ReadFile(filepath.Join(root, "docs", "going-upstream.md"))
 	require.NoError(t, err)
 	tables := strings.Split(string(dt), "| commit | files |\n|---|---|\n")[1:]
 	require.Len(t, tables, len(Modules))
