@@ -30,9 +30,9 @@ func (s *linkedTargetState) forBuild(ctx context.Context, c gateway.Client) (*li
 }
 
 // run is linkedTargetState.run, but evaluates the target beside its parents if the
-// daemon allows that. The outcome is the same: a target whose parent fails is
-// aborted, also when its own evaluation has failed before, as it is likely to have
-// failed in a step of the parent; and it has not been evaluated before its parents.
+// daemon allows that. The outcome is the same. A target whose parent fails is
+// aborted, even if its own evaluation failed first, because it probably failed in a
+// step of the parent. A target does not count as evaluated before its parents.
 func (b *linkedTargetBuild) run(ctx context.Context, key string, result any, hooks linkedTargetHooks) error {
 	if b.cancelEvaluate == nil || len(b.parents[key]) == 0 {
 		return b.linkedTargetState.run(ctx, key, result, hooks)

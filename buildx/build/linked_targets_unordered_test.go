@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// hangTimeout is how long something may take that cannot be observed earlier.
+// hangTimeout bounds tests that hang.
 const hangTimeout = time.Minute
 
 // capsClient is the gateway client of a daemon with the given capabilities.
@@ -47,7 +47,7 @@ func parentAndChild() *linkedTargetState {
 	)
 }
 
-// wait waits for ch, which something else closes or sends to.
+// wait waits until ch is closed or receives a value.
 func wait[T any](t *testing.T, ch <-chan T, msg string) (v T) {
 	t.Helper()
 	select {
@@ -58,9 +58,9 @@ func wait[T any](t *testing.T, ch <-chan T, msg string) (v T) {
 	return v
 }
 
-// TestLinkedTargetsUnordered has a parent that is evaluated as long as its child is.
-// The child's evaluation is over then, but it has not been evaluated, nor completed,
-// before the parent.
+// TestLinkedTargetsUnordered evaluates a child while its parent is being evaluated.
+// The child's evaluation ends first, but the child does not count as evaluated or
+// completed before the parent does.
 func TestLinkedTargetsUnordered(t *testing.T) {
 	state := parentAndChild()
 	childStarted, releaseParent := make(chan struct{}), make(chan struct{})
@@ -101,8 +101,8 @@ func TestLinkedTargetsUnordered(t *testing.T) {
 	require.NoError(t, wait(t, done["parent"], "its child has completed"))
 }
 
-// TestLinkedTargetsRegistration has a target with a parent and a child: it is
-// evaluated when the child has been solved, and completes when the child has.
+// TestLinkedTargetsRegistration has a target with a parent and a child. The target
+// is evaluated after the child has been solved, and completes after the child has.
 func TestLinkedTargetsRegistration(t *testing.T) {
 	state := newLinkedTargetState(
 		map[string][]string{"middle": {"root"}, "leaf": {"middle"}},
@@ -184,7 +184,7 @@ func TestLinkedTargetsParentFails(t *testing.T) {
 	}
 	ordered := run(orderedClient, nil)
 	require.ErrorIs(t, ordered, cause)
-	var canceled error // why the evaluation was
+	var canceled error // why the evaluation was canceled
 	for name, evaluate := range map[string]func(context.Context) error{
 		"canceled": func(ctx context.Context) error {
 			select {
@@ -207,7 +207,7 @@ func TestLinkedTargetsParentFails(t *testing.T) {
 	require.ErrorIs(t, canceled, cause)
 }
 
-// TestLinkedTargetsChildFails has the parent succeed after its child has failed.
+// TestLinkedTargetsChildFails lets the parent succeed after its child has failed.
 func TestLinkedTargetsChildFails(t *testing.T) {
 	state := parentAndChild()
 	cause := errors.New("child failed")
@@ -254,7 +254,7 @@ type linkedGraph struct {
 	targets           []string
 	parents, children map[string][]string
 	fails             map[string]bool
-	sync              bool // as with --jobs mode=defer-output
+	sync              bool // --jobs mode=defer-output
 }
 
 func newLinkedGraph(r *rand.Rand) *linkedGraph {
@@ -273,8 +273,8 @@ func newLinkedGraph(r *rand.Rand) *linkedGraph {
 	return g
 }
 
-// run runs all targets as Build does, without one that fails canceling the others,
-// and returns how each ended and which were exported.
+// run runs all targets as Build does, except that a failing target does not cancel
+// the others. It returns how each target ended and which were exported.
 func (g *linkedGraph) run(t *testing.T, r *rand.Rand, c gateway.Client) (errs map[string]string, exported []string) {
 	linked := newLinkedTargetState(g.parents, g.children)
 	var state *syncTargetState
@@ -283,7 +283,7 @@ func (g *linkedGraph) run(t *testing.T, r *rand.Rand, c gateway.Client) (errs ma
 	}
 	var mu sync.Mutex
 	errs = map[string]string{}
-	steps := map[string]func() error{} // the work of a target: it runs once, whoever evaluates it
+	steps := map[string]func() error{} // the work of a target, which runs once, whichever target evaluates it
 	delays := map[string][2]int{}
 	for _, key := range g.targets {
 		delays[key] = [2]int{r.IntN(200), r.IntN(200)}
@@ -354,7 +354,7 @@ func TestLinkedTargetsRandom(t *testing.T) {
 		errs, exported := g.run(t, r, orderedClient)
 		unorderedErrs, unorderedExported := g.run(t, r, loadingClient)
 		require.Equal(t, exported, unorderedExported, "%+v", g)
-		if !g.sync { // which target is aborted by which other one is up to chance
+		if !g.sync { // it is random which target aborts which other one
 			require.Equal(t, errs, unorderedErrs, "%+v", g)
 		}
 		if len(errs) > 0 && len(exported) > 0 {

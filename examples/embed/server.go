@@ -1,7 +1,7 @@
-// Command embed is a small build daemon that has BuildKit as a library: the
-// control API on the OCI worker, without frontends and remote caches. What is
-// solved lazily is loaded into the graph, because go.mod replaces BuildKit by
-// the assembled tree. No line of this program knows about it.
+// Command embed is a small build daemon that uses BuildKit as a library: the
+// control API on the OCI worker, without frontends and remote caches. It loads
+// lazy solves into the graph, because go.mod replaces BuildKit by the assembled
+// tree. The program itself needs no change for that.
 package main
 
 import (

@@ -52,7 +52,7 @@ func TestChildFirst(t *testing.T) {
 		return err
 	}
 	solve := func(ctx context.Context, gc gateway.Client, st llb.State, evaluate bool) error {
-		// both builds mean the same folder
+		// so that both builds use the same folder
 		def, err := st.Marshal(ctx, llb.LocalUniqueID("embed"))
 		if err != nil {
 			return err

@@ -29,7 +29,7 @@ import (
 )
 
 // decode reads the objects of a manifest. A field that the API does not have, or
-// that is there twice, is an error.
+// that occurs twice, is an error.
 func decode(dt []byte) ([]runtime.Object, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, networkingv1.AddToScheme} {
@@ -56,8 +56,8 @@ func decode(dt []byte) ([]runtime.Object, error) {
 	}
 }
 
-// values are those of the types of the API that have no others. A type that the
-// manifests use and that is missing here is an error, too.
+// values are the values of the enumerated types of the API. A type that the
+// manifests use and that is missing here is also an error.
 var values = map[reflect.Type][]string{
 	reflect.TypeFor[corev1.AppArmorProfileType]():        {"Localhost", "RuntimeDefault", "Unconfined"},
 	reflect.TypeFor[corev1.PersistentVolumeAccessMode](): {"ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"},
@@ -68,8 +68,8 @@ var values = map[reflect.Type][]string{
 	reflect.TypeFor[networkingv1.PolicyType]():           {"Egress", "Ingress"},
 }
 
-// validate looks for required fields that are missing, which are those that the
-// API does not omit when they are empty, and for values that a type has not.
+// validate looks for missing required fields, which are the fields that the API
+// does not omit when they are empty, and for values that a type does not have.
 func validate(path string, v reflect.Value) (errs []error) {
 	switch v.Kind() {
 	case reflect.Pointer, reflect.Interface:
@@ -88,7 +88,7 @@ func validate(path string, v reflect.Value) (errs []error) {
 	case reflect.Struct:
 		for i := range v.NumField() {
 			tag, ok := v.Type().Field(i).Tag.Lookup("json")
-			if !ok { // of a type that is written in a form of its own, as quantities are
+			if !ok { // a type with its own encoding, such as a quantity
 				continue
 			}
 			name, options, _ := strings.Cut(tag, ",")
@@ -107,7 +107,7 @@ func validate(path string, v reflect.Value) (errs []error) {
 	return errs
 }
 
-// mistakes are all that are found in an object.
+// mistakes returns all mistakes in an object.
 func mistakes(obj runtime.Object) error {
 	return stderrors.Join(validate(obj.GetObjectKind().GroupVersionKind().Kind, reflect.ValueOf(obj))...)
 }
@@ -149,7 +149,7 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// checkSet checks what the types do not say: that names fit together, and that
+// checkSet checks what the types do not express: that names match, and that
 // nothing listens on the network without certificates.
 func checkSet(t *testing.T, set *appsv1.StatefulSet, svc *corev1.Service, objs []runtime.Object) {
 	t.Helper()

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs buildctl with a daemon that lives as long as it: for jobs that build once.
+# Runs buildctl with a daemon that is started for it and stopped after it, for jobs
+# that build once.
 # Variables as in moby/buildkit: BUILDCTL, BUILDKITD, ROOTLESSKIT,
 # BUILDKITD_FLAGS, BUILDCTL_CONNECT_RETRIES_MAX.
 set -eu
