@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestNewCanceled cancels a ref whose parent has to be finalized first: when
-// the parent is released, nothing is in use.
+// TestNewCanceled cancels a ref whose parent must be finalized first. After the
+// parent is released, no record is in use.
 func TestNewCanceled(t *testing.T) {
 	t.Parallel()
 	ctx, cm := newTestManager(t)
@@ -29,5 +29,5 @@ func TestNewCanceled(t *testing.T) {
 	require.Eventually(t, func() bool {
 		du, err := cm.DiskUsage(ctx, client.DiskUsageInfo{})
 		return err == nil && len(du) == 1 && !du[0].InUse
-	}, 10*time.Second, 10*time.Millisecond, "something is in use")
+	}, 10*time.Second, 10*time.Millisecond, "a record is still in use")
 }

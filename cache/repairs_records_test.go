@@ -27,8 +27,8 @@ func newCommitted(ctx context.Context, t *testing.T, cm Manager) ImmutableRef {
 	return ref
 }
 
-// TestGetWhileFinalizing stops in the middle of finalizing a record, where the
-// writable half is dead and not yet let go of.
+// TestGetWhileFinalizing stops in the middle of Finalize, where the writable half of
+// the record is dead and not yet dropped.
 func TestGetWhileFinalizing(t *testing.T) {
 	t.Parallel()
 	ctx, cm := newTestManager(t)
@@ -59,8 +59,8 @@ func TestGetWhileFinalizing(t *testing.T) {
 	require.NoError(t, ref.Release(ctx))
 }
 
-// TestGetAndFinalize is for the race detector. The lock that Get takes is the
-// one that Finalize writes under, so either sees the record as a whole.
+// TestGetAndFinalize is for the race detector. Get takes the lock that Finalize holds
+// while it writes, so both see a consistent record.
 func TestGetAndFinalize(t *testing.T) {
 	t.Parallel()
 	ctx, cm := newTestManager(t)

@@ -53,18 +53,18 @@ func withSecrets(values map[string]string) SolveOpt {
 	return SolveOpt{Session: []session.Attachable{secretsprovider.FromMap(m)}}
 }
 
-// runScript is a step that no other test has.
+// runScript returns a step that no other test has.
 func runScript(st llb.State, script string, opts ...llb.RunOption) llb.State {
 	args := llb.Args([]string{"/bin/sh", "-c", script + " # " + identity.NewID()})
 	return st.Run(append([]llb.RunOption{args}, opts...)...).Root()
 }
 
-// checkSecret is a step that passes only if it is given the value.
+// checkSecret returns a step that passes only if its secret has the value.
 func checkSecret(st llb.State, id, value string) llb.State {
 	return runScript(st, fmt.Sprintf(`test "$(cat /run/secrets/%s)" = %s`, id, value), llb.AddSecret("/run/secrets/"+id, llb.SecretID(id)))
 }
 
-// lazyBuild runs a build with a session of its own that solves st lazily, and f
+// lazyBuild runs a build with its own session that solves st lazily, and calls f
 // with the ref while that build is active.
 func lazyBuild(ctx context.Context, c *Client, opt SolveOpt, st llb.State, status chan *SolveStatus, f func(context.Context, gateway.Reference) error) error {
 	_, err := c.Build(ctx, opt, "", func(ctx context.Context, gc gateway.Client) (*gateway.Result, error) {
@@ -141,7 +141,7 @@ func testLazySolveChildFirst(t *testing.T, sb integration.Sandbox) {
 	}
 }
 
-// testLazySolveExport has a child that nothing but its exporter evaluates.
+// testLazySolveExport evaluates the child only through its exporter.
 func testLazySolveExport(t *testing.T, sb integration.Sandbox) {
 	c, err := New(sb.Context(), sb.Address())
 	require.NoError(t, err)
@@ -196,7 +196,7 @@ func testLazySolveNeverEvaluated(t *testing.T, sb integration.Sandbox) {
 	})
 	require.NoError(t, err)
 	require.Contains(t, strings.Join(childNames(), "\n"), "/run/secrets/token")
-	require.NotContains(t, strings.Join(baseNames(), "\n"), "/run/secrets/token", "what a build does not evaluate is not in its progress")
+	require.NotContains(t, strings.Join(baseNames(), "\n"), "/run/secrets/token", "a step that a build does not evaluate is not in its progress")
 }
 
 func testLazySolveSameSecretID(t *testing.T, sb integration.Sandbox) {
@@ -204,7 +204,7 @@ func testLazySolveSameSecretID(t *testing.T, sb integration.Sandbox) {
 	require.NoError(t, err)
 	defer c.Close()
 
-	for range 5 { // more often than a random order would be right
+	for range 5 { // often enough that a random order would fail
 		base := checkSecret(llb.Image("busybox:latest"), "token", "base")
 		child := checkSecret(base, "token", "child")
 		err = lazyBuild(sb.Context(), c, withSecrets(map[string]string{"token": "base"}), base, nil, func(ctx context.Context, ref gateway.Reference) error {
@@ -235,9 +235,9 @@ func testLazySolveIsolation(t *testing.T, sb integration.Sandbox) {
 	require.NoError(t, err)
 }
 
-// testLazySolveNoCacheTwin has a third build, chained on base as well, that loads
-// the step of base without cache before the child evaluates it. Both variants of
-// the step have base's secret.
+// testLazySolveNoCacheTwin runs a third build, also chained on base, that loads
+// base's step without cache before the child evaluates it. Both variants of the step
+// get base's secret.
 func testLazySolveNoCacheTwin(t *testing.T, sb integration.Sandbox) {
 	c, err := New(sb.Context(), sb.Address())
 	require.NoError(t, err)
@@ -266,8 +266,8 @@ func testLazySolveNoCacheTwin(t *testing.T, sb integration.Sandbox) {
 	require.NoError(t, err)
 }
 
-// testLazySolveUnloadable has definitions that loading refuses: solving them
-// lazily is no error, and each evaluation gives it.
+// testLazySolveUnloadable solves definitions that cannot be loaded: a lazy solve
+// succeeds, and each evaluation returns the error.
 func testLazySolveUnloadable(t *testing.T, sb integration.Sandbox) {
 	c, err := New(sb.Context(), sb.Address())
 	require.NoError(t, err)
@@ -322,8 +322,8 @@ func testLazySolveUnloadable(t *testing.T, sb integration.Sandbox) {
 	}
 }
 
-// testLazySolveOwnerGone has a child that is loaded while base is active and
-// evaluated when it is not.
+// testLazySolveOwnerGone loads a child while base is active, and evaluates it after
+// base has ended.
 func testLazySolveOwnerGone(t *testing.T, sb integration.Sandbox) {
 	c, err := New(sb.Context(), sb.Address())
 	require.NoError(t, err)
@@ -353,8 +353,8 @@ func testLazySolveOwnerGone(t *testing.T, sb integration.Sandbox) {
 	require.ErrorContains(t, <-childErr, "secret token-of-base: not found")
 }
 
-// testSolveEvaluateConcurrently has a frontend of four platforms whose steps
-// wait for each other in a cache mount that they share.
+// testSolveEvaluateConcurrently uses a frontend with four platforms whose steps
+// wait for each other in a shared cache mount.
 func testSolveEvaluateConcurrently(t *testing.T, sb integration.Sandbox) {
 	c, err := New(sb.Context(), sb.Address())
 	require.NoError(t, err)
@@ -381,15 +381,15 @@ func testSolveEvaluateConcurrently(t *testing.T, sb integration.Sandbox) {
 		}, nil)
 		return err
 	}
-	// one step after the other, the first would wait until it gives up
+	// run one after another, the first step would wait until it gives up
 	const barrier = `mktemp /shared/in.XXXXXX && i=0; until [ $(ls /shared/in.* | wc -l) -ge 4 ]; do i=$((i+1)); [ $i -le 120 ] || exit 1; sleep 1; done; `
 	require.NoError(t, solve(identity.NewID(), all, barrier+"true"), "refs are evaluated at the same time")
 
-	// the first error cancels the others, that would leave a file otherwise
+	// the first error cancels the other steps, which would leave a file otherwise
 	id := identity.NewID()
 	err = solve(id, all, barrier+`case $TARGETPLATFORM in linux/386) exit 7;; esac; sleep 60; touch /shared/done`)
 	require.ErrorContains(t, err, "exit code: 7")
-	require.NoError(t, solve(id, "linux/amd64", "test ! -e /shared/done"), "refs are not waited for when one of them has failed")
+	require.NoError(t, solve(id, "linux/amd64", "test ! -e /shared/done"), "the other refs are canceled when one of them has failed")
 }
 
 func testSolveLoadCap(t *testing.T, sb integration.Sandbox) {

@@ -16,7 +16,7 @@ import (
 // connectTimeout is how long Any waits for a session that is not connected.
 const connectTimeout = 5 * time.Second
 
-// LentGroup is a group with sessions of its own and sessions that other builds
+// LentGroup is a group that has its own sessions, and sessions that other builds
 // lend to it.
 type LentGroup interface {
 	Group
@@ -31,8 +31,8 @@ type LentIterator interface {
 	Lent() bool
 }
 
-// LookupObserver is a LentIterator that is told what came of the sessions that it
-// returned to Any: how many were asked, and if one that is lent answered.
+// LookupObserver is a LentIterator that Any tells the outcome: how many of the
+// returned sessions it asked, and if a lent one answered.
 type LookupObserver interface {
 	LookupDone(ctx context.Context, asked int, answered, lent bool)
 }
@@ -43,14 +43,14 @@ func IsLent(g Group) bool {
 	return ok && lg.Lent()
 }
 
-// Any calls f with the sessions of g in their order until one succeeds. A session
-// that is not connected is waited for up to five seconds.
+// Any calls f with the sessions of g in their order until one succeeds. It waits up
+// to five seconds for a session that is not connected.
 //
-// It returns nil when g is nil and ErrNoActiveSessions when it is empty. When all
-// sessions fail, the error is that of the last one. If sessions are lent to the
-// group, it is that of the last session of its own, as it would be without the
-// others, together with the number of sessions; errors.Is finds a target only if
-// all sessions failed with it.
+// Any returns nil if g is nil, and ErrNoActiveSessions if g is empty. If all sessions
+// fail, it returns the error of the last one. If sessions are lent to the group, it
+// returns the error of the group's own last session, as it would without the lent
+// ones, followed by the number of sessions; errors.Is finds a target only if all
+// sessions failed with it.
 func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, string, Caller) error) error {
 	if !IsLent(g) {
 		return sm.anyOwn(ctx, g, f)
@@ -76,7 +76,7 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 			return errors.Wrap(cause, err.Error())
 		}
 		if err != nil && closed {
-			gone = err // its build has no say, unless it is the only one
+			gone = err // returned only if no other session answers
 			continue
 		}
 		failed.all = append(failed.all, err)
@@ -97,8 +97,8 @@ func (sm *Manager) Any(ctx context.Context, g Group, f func(context.Context, str
 	return failed.error
 }
 
-// ask calls f with the session, and reports if the session is not connected, or was
-// closed meanwhile.
+// ask calls f with the session, and reports if the session is not connected or was
+// closed during the call.
 func (sm *Manager) ask(ctx context.Context, id string, f func(context.Context, string, Caller) error) (closed bool, err error) {
 	connectCtx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.WithStack(context.DeadlineExceeded))
 	defer cancel()
@@ -111,9 +111,9 @@ func (sm *Manager) ask(ctx context.Context, id string, f func(context.Context, s
 	return err != nil && isLost(callCtx, c.Conn(), err), err
 }
 
-// isLost reports if a session is closed, or about to be: a request fails with its
-// connection, and the session is closed later. Also the state of the connection
-// changes after the request has failed, so it is given time for that.
+// isLost reports if a session is closed or about to be closed. A request fails with
+// its connection, and the session is closed a moment later. The state of the
+// connection also changes after the request has failed, so isLost waits for it.
 func isLost(ctx context.Context, cc *grpc.ClientConn, err error) bool {
 	if code := grpcerrors.Code(err); code == codes.Unavailable || code == codes.Canceled {
 		waitCtx, cancel := context.WithTimeoutCause(ctx, time.Second, errors.WithStack(context.DeadlineExceeded))

@@ -42,7 +42,7 @@ func connect(t *testing.T, sm *Manager, n int) (sessions []*Session, ids []strin
 	return sessions, ids
 }
 
-// lentGroup is a group of which the first sessions are lent. It notes lookups.
+// lentGroup is a group whose first sessions are lent. It records lookups.
 type lentGroup struct {
 	ids     []string
 	lent    int
@@ -71,7 +71,7 @@ func (it *lentIterator) LookupDone(_ context.Context, asked int, answered, lent 
 	*it.lookups = append(*it.lookups, fmt.Sprintf("%d %t %t", asked, answered, answered && lent))
 }
 
-// answers returns what asks sessions, and the ids of those that were asked.
+// answers returns a function that asks sessions, and the ids that it asked.
 func answers(errs map[string]error) (ask func(context.Context, string, Caller) error, asked *[]string) {
 	asked = &[]string{}
 	return func(_ context.Context, id string, _ Caller) error {
@@ -105,8 +105,8 @@ func TestAnyOrder(t *testing.T) {
 	}
 }
 
-// TestAnyNotLent has groups to which nothing is lent: the error is that of the
-// last session, as it is.
+// TestAnyNotLent uses groups to which nothing is lent: Any returns the error of the
+// last session unchanged.
 func TestAnyNotLent(t *testing.T) {
 	t.Parallel()
 	sm, err := NewManager()
@@ -132,12 +132,12 @@ func TestAnyErrors(t *testing.T) {
 	notHere := errors.Wrap(errNotHere, "secret token")
 	for _, tc := range []struct {
 		name      string
-		errs      []error // lent are the first two
+		errs      []error // the first two are of lent sessions
 		want      string
 		code      codes.Code
 		isNotHere bool
 	}{
-		{"nobody has it", []error{notHere, notHere, notHere}, "secret token: not here (3 builds were asked)", codes.Unknown, true},
+		{"no session has it", []error{notHere, notHere, notHere}, "secret token: not here (3 builds were asked)", codes.Unknown, true},
 		{"a base refuses", []error{refused, notHere, notHere}, "secret token: not here (3 builds were asked)", codes.Unknown, false},
 		{"the build refuses", []error{notHere, notHere, refused}, "refused (3 builds were asked)", codes.PermissionDenied, false},
 	} {
@@ -147,12 +147,12 @@ func TestAnyErrors(t *testing.T) {
 			err := sm.Any(t.Context(), &lentGroup{ids, 2, &lookups}, ask)
 			require.EqualError(t, err, tc.want)
 			require.Equal(t, tc.code, grpcerrors.Code(err))
-			require.Equal(t, tc.isNotHere, errors.Is(err, errNotHere), "what is optional is absent only if nobody has it")
+			require.Equal(t, tc.isNotHere, errors.Is(err, errNotHere), "an optional secret is absent only if no session has it")
 			require.Equal(t, []string{"3 false false"}, lookups)
 		})
 	}
 	ask, _ := answers(map[string]error{ids[0]: refused})
-	require.Same(t, refused, sm.Any(t.Context(), &lentGroup{ids[:1], 1, &[]string{}}, ask), "a single session has the last word, as it is")
+	require.Same(t, refused, sm.Any(t.Context(), &lentGroup{ids[:1], 1, &[]string{}}, ask), "the error of a single session is returned unchanged")
 }
 
 // TestAskedShown compares what a client is shown of an error, that was passed on by
@@ -183,8 +183,8 @@ func TestAskedShown(t *testing.T) {
 	}
 }
 
-// TestAnyBaseGoes has a lent session that is closed while it is asked. It is as if
-// it had not been there.
+// TestAnyBaseGoes closes a lent session while it is asked. Any behaves as if the
+// session had not been lent.
 func TestAnyBaseGoes(t *testing.T) {
 	t.Parallel()
 	sm, err := NewManager()
@@ -201,8 +201,8 @@ func TestAnyBaseGoes(t *testing.T) {
 	require.Same(t, errNotHere, err)
 }
 
-// TestAnyConnectionBreaks has a lent session whose connection breaks while it is
-// asked. The request fails before the session is known to be closed.
+// TestAnyConnectionBreaks breaks the connection of a lent session while it is asked.
+// The request fails before the manager knows that the session is closed.
 func TestAnyConnectionBreaks(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64() //nolint:gosec // not for secrets

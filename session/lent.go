@@ -27,11 +27,12 @@ func SplitLent(g Group) (lent []string, own Group) {
 }
 
 // OneByOne calls f with each of the sessions that lent returns, and then with own,
-// until it succeeds or ctx is canceled. Unlike Any, it is for operations whose outcome
-// a server decides, that can refuse what a session has to offer. To f, each session is
-// the only one, so a credential of one is never taken for that of another.
+// until f succeeds or ctx is canceled. Unlike Any, it is for operations whose outcome
+// a server decides, because a server can refuse the credential of a session. Each
+// call of f has one session only, so a credential of one session is never mistaken
+// for that of another.
 //
-// When all fail, the error is that of own, followed by the number of attempts.
+// If all calls fail, the error is that of own, followed by the number of attempts.
 func OneByOne(ctx context.Context, lent func() []string, own Group, f func(Group) error) error {
 	var tried []string
 	for {
@@ -51,7 +52,7 @@ func OneByOne(ctx context.Context, lent func() []string, own Group, f func(Group
 	return &askedError{err, len(tried) + 1}
 }
 
-// oneLent is a group of one session as long as that is lent.
+// oneLent is a group of one session, as long as that session is lent.
 type oneLent struct {
 	id   string
 	lent func() []string
@@ -69,8 +70,8 @@ func (g *oneLent) NextSession() string {
 	return g.id
 }
 
-// IsClosed reports if the session of c has been closed. A context of c ends a moment
-// later.
+// IsClosed reports if the session of c has been closed. Contexts of c are canceled a
+// moment later.
 func IsClosed(c Caller) bool {
 	if s, ok := c.(*client); ok {
 		return s.closed()
@@ -79,8 +80,8 @@ func IsClosed(c Caller) bool {
 }
 
 // isGone reports if a session that was lent to g has been closed. A session that is
-// not connected can also be one that comes: it is gone if it is not lent any more, as
-// it is not lent from when it is closed.
+// not connected may still connect. A closed session is no longer lent, so isGone
+// checks that.
 func (sm *Manager) isGone(ctx context.Context, id string, g Group) bool {
 	c, err := sm.Get(ctx, id, true)
 	if err != nil || c != nil && !IsClosed(c) {

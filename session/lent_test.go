@@ -69,12 +69,11 @@ func TestOneByOne(t *testing.T) {
 		return errRefused
 	})
 	require.Same(t, errRefused, err)
-	require.Equal(t, 1, attempts, "nothing is tried for a build that was canceled")
+	require.Equal(t, 1, attempts, "no session is tried for a canceled build")
 }
 
-// TestLentSessionIsGone has a session that is closed after it was listed. It is not
-// waited for when it is asked alone, nor beside others. One that is still lent may
-// come.
+// TestLentSessionIsGone closes a session after it was listed. Any does not wait for
+// it, alone or with others. A session that is still lent may yet connect.
 func TestLentSessionIsGone(t *testing.T) {
 	t.Parallel()
 	sm, err := NewManager()
@@ -96,9 +95,9 @@ func TestLentSessionIsGone(t *testing.T) {
 		c, err := sm.Get(t.Context(), ids[0], true)
 		return err == nil && (c == nil || IsClosed(c))
 	}, time.Minute, time.Millisecond)
-	g.ids, g.lent = ids[1:], 0 // as the solver knows by then
+	g.ids, g.lent = ids[1:], 0 // the solver has noticed by then
 	require.True(t, sm.isGone(t.Context(), ids[0], g))
 	require.True(t, sm.isGone(t.Context(), ids[0], one))
 	require.ErrorIs(t, sm.Any(t.Context(), one, ask), ErrNoActiveSessions)
-	require.Equal(t, ids[:1], *asked, "what is gone is not asked")
+	require.Equal(t, ids[:1], *asked, "a closed session is not asked")
 }

@@ -20,9 +20,9 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Resolve constructs an instance of the source from an Identifier. Where sessions
-// are lent to the vertex and a server refuses the credentials of one, the instance
-// tries the next.
+// Resolve constructs an instance of the source from an Identifier. If sessions are
+// lent to the vertex and a server refuses the credentials of one, the instance tries
+// the next one.
 func (sm *Manager) Resolve(ctx context.Context, id Identifier, sessM *session.Manager, vtx solver.Vertex) (SourceInstance, error) {
 	src, err := sm.resolve(ctx, id, sessM, vtx)
 	if err != nil || !graphload.Enabled() {
@@ -41,29 +41,29 @@ func (sm *Manager) Resolve(ctx context.Context, id Identifier, sessM *session.Ma
 	return src, nil
 }
 
-// lentInstance is a source with credentials. Without sessions that are lent it is
-// upstream's instance. With them, each attempt has its own instance, as an instance
-// keeps what it learned from its session, and the one that succeeded is used from
-// then on.
+// lentInstance is a source with credentials. Without lent sessions, it uses one
+// instance, as upstream does. With lent sessions, each attempt has its own instance,
+// because an instance keeps what it learned from its session. The instance that
+// succeeded is used from then on.
 //
 // An attempt with one session is what upstream does for a build that has only that
-// one: the same requests to the server and to the client. Which errors are due to
-// credentials cannot be told in general, as some servers hide what is private. So
-// the next session is tried after any error.
+// session: the same requests to the server and to the client. It is not possible in
+// general to tell which errors are due to credentials, because some servers hide what
+// is private. So the next session is tried after any error.
 type lentInstance struct {
 	resolve func(context.Context) (SourceInstance, error)
-	// secrets is true if the credentials are secrets. A session that has none
-	// declines, and the first that has one answers. For registries every session
-	// answers: a client that is logged in nowhere offers anonymous tokens.
+	// secrets is true if the credentials are secrets. A session without the secret
+	// returns an error, and the first session that has it answers. For registries,
+	// every session answers: a client without a login offers anonymous tokens.
 	secrets bool
 	once    auth.Once
 
 	mu      sync.Mutex // protects the rest
 	current SourceInstance
 	key     string         // of current
-	layers  SourceInstance // whose layers are lent
-	lent    bool           // sessions were lent to an attempt
-	refused []string       // sessions that failed where a later one succeeded
+	layers  SourceInstance // the instance whose layers lendLayers has seen
+	lent    bool           // true once sessions were lent to an attempt
+	refused []string       // sessions that failed before a later one succeeded
 }
 
 // CacheKey implements SourceInstance.
@@ -87,8 +87,8 @@ func (s *lentInstance) CacheKey(ctx context.Context, jobCtx solver.JobContext, i
 	return key, pin, opts, done, nil
 }
 
-// Snapshot implements SourceInstance. An instance that has not found the key does
-// that first, because what its session gets can be something else.
+// Snapshot implements SourceInstance. An instance that has not computed the key does
+// so first, because its session may get other content.
 func (s *lentInstance) Snapshot(ctx context.Context, jobCtx solver.JobContext) (ref cache.ImmutableRef, err error) {
 	s.mu.Lock()
 	keyed, want := s.current, s.key
@@ -120,8 +120,8 @@ func (c sessionContext) Session() session.Group {
 	return c.g
 }
 
-// try calls f with the current instance. Where sessions are lent to jobCtx, each
-// attempt that fails is followed by one with the next session and a new instance.
+// try calls f with the current instance. If sessions are lent to jobCtx and an
+// attempt fails, try calls f again with the next session and a new instance.
 func (s *lentInstance) try(ctx context.Context, jobCtx solver.JobContext, f func(context.Context, SourceInstance, solver.JobContext) error) error {
 	lent := jobCtx != nil && session.IsLent(jobCtx.Session())
 	s.mu.Lock()
@@ -158,8 +158,8 @@ func (s *lentInstance) try(ctx context.Context, jobCtx solver.JobContext, f func
 	return s.oneByOne(ctx, lenders, own, attempt)
 }
 
-// oneByOne calls f with the sessions of the lenders, without those that were refused
-// before, and then with own, until it succeeds.
+// oneByOne calls f with the sessions of the lenders, except those that were refused
+// before, and then with own, until f succeeds.
 func (s *lentInstance) oneByOne(ctx context.Context, lenders func() []string, own session.Group, f func(session.Group) error) error {
 	lent := func() []string {
 		s.mu.Lock()
@@ -179,15 +179,15 @@ func (s *lentInstance) oneByOne(ctx context.Context, lenders func() []string, ow
 	})
 }
 
-// layerLender is the group of a vertex, which tells what it lends to one of the
-// builds that build it.
+// layerLender is the group of a vertex. LentTo returns the sessions that it lends to
+// one of the builds that build the vertex.
 type layerLender interface {
 	LentTo(user session.Group) []string
 }
 
-// lendLayers has the layers of an image fetched with the sessions that g, the group
-// of its vertex, lends to the step, exporter or client that needs them. They are only
-// read: pushing goes by the sessions of the exporter.
+// lendLayers makes the layers of an image use the sessions that g, the group of its
+// vertex, lends to the step, exporter or client that reads them. Pushing does not use
+// these sessions, but those of the exporter.
 // called with s.mu
 func (s *lentInstance) lendLayers(g session.Group, opts solver.CacheOpts) {
 	lender, ok := g.(layerLender)
@@ -212,8 +212,8 @@ func (s *lentInstance) lendLayers(g session.Group, opts solver.CacheOpts) {
 	}
 }
 
-// lentProvider provides layers with the sessions that are lent, and then with own.
-// If none are lent any more, the login that found the image has gone with its build.
+// lentProvider provides layers with the lent sessions, and then with own. If no
+// session is lent any more, the build whose login found the image has ended.
 type lentProvider struct {
 	instance *lentInstance
 	image    string
@@ -222,13 +222,13 @@ type lentProvider struct {
 	own      session.Group
 }
 
-// ReaderAt implements content.Provider. A registry is asked only when the layer is
-// read.
+// ReaderAt implements content.Provider. It sends no request to a registry; reading
+// does.
 func (p *lentProvider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
 	return &lentReader{lentProvider: p, ctx: p.instance.once.Context(ctx), desc: desc}, nil
 }
 
-// lentReader reads a layer from the first session that can.
+// lentReader reads a layer with the first session that can.
 type lentReader struct {
 	*lentProvider
 	ctx  context.Context
@@ -256,7 +256,7 @@ func (r *lentReader) ReadAt(b []byte, off int64) (n int, err error) {
 	if failed != nil {
 		var status remoteserrors.ErrUnexpectedStatus
 		if errors.As(failed, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden) {
-			failed = errors.New(failed.Error()) // exporters print the answer of a registry without its host
+			failed = errors.New(failed.Error()) // hide the type: exporters print the answer of a registry without its host
 		}
 		return 0, errors.Wrapf(failed, "failed to fetch layer %s of %s", r.desc.Digest, r.image)
 	}

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// lentSessions is a group of which the first sessions are lent.
+// lentSessions is a group whose first sessions are lent.
 type lentSessions struct {
 	ids  []string
 	lent int
@@ -71,13 +71,13 @@ type scheme struct {
 
 func (s scheme) Scheme() string { return s.string }
 
-// server is a source that accepts some sessions. As with a real one, an instance
+// server is a source that accepts some sessions. As with a real source, an instance
 // keeps its error.
 type server struct {
 	scheme   string
 	declines map[string]bool   // sessions that have nothing to offer
-	content  map[string]string // that a session gets; others are refused
-	moved    map[string]string // content of snapshots, if it is another
+	content  map[string]string // what a session gets; a session without content is refused
+	moved    map[string]string // content of snapshots, if it differs
 
 	mu    sync.Mutex
 	asked []string
@@ -92,7 +92,7 @@ func (s *server) Resolve(context.Context, Identifier, *session.Manager, solver.V
 	return &instance{server: s}, nil
 }
 
-// ask asks with the first session of g that does not decline.
+// ask sends a request with the first session of g that has something to offer.
 func (s *server) ask(op string, g session.Group, content map[string]string) (string, error) {
 	ids := slices.DeleteFunc(session.AllSessionIDs(g), func(id string) bool { return s.declines[id] })
 	id := append(ids, "anonymous")[0]
@@ -167,7 +167,7 @@ func (l *layer) ReadAt(b []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// newInstance returns an instance of s, as a Manager does.
+// newInstance returns an instance of s, as Manager.Resolve does.
 func newInstance(t *testing.T, s *server) SourceInstance {
 	m, err := NewManager()
 	require.NoError(t, err)
@@ -261,8 +261,8 @@ func TestLentSessions(t *testing.T) {
 	}
 }
 
-// TestLentLayers reads the layers of an image at once, for users that have sessions
-// or none, with some of the sessions accepted.
+// TestLentLayers reads the layers of an image concurrently, for users with and without
+// sessions, of which the server accepts some.
 func TestLentLayers(t *testing.T) {
 	if !graphload.Enabled() {
 		t.Skip("nothing is lent")
@@ -321,7 +321,7 @@ func TestLentLayers(t *testing.T) {
 		}
 		for _, req := range s.asked[asked:] {
 			for _, before := range s.asked[:asked-1] {
-				require.NotEqual(t, before, "key"+req[len("layer"):], "a session that was refused is not asked again")
+				require.NotEqual(t, before, "key"+req[len("layer"):], "a refused session is not asked again")
 			}
 		}
 	}

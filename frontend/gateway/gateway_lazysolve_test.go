@@ -66,9 +66,9 @@ func solveDockerfile(ctx context.Context, c gwclient.Client, dockerfile string, 
 	return res.SingleRef()
 }
 
-// runBase runs a build that solves a Dockerfile lazily whose step writes the
-// secret, that only this build has, to /token, and f with what the ref stands for
-// while the build is active.
+// runBase runs a build that lazily solves a Dockerfile. The step of the Dockerfile
+// writes a secret that only this build has to /token. While the build is active,
+// runBase calls f with the definition of the ref.
 func runBase(ctx context.Context, c *client.Client, f func(context.Context, llb.State) error) error {
 	opt := client.SolveOpt{Session: []session.Attachable{secretsprovider.FromMap(map[string][]byte{"token": []byte("base")})}}
 	_, err := c.Build(ctx, opt, "", func(ctx context.Context, gc gwclient.Client) (*gwclient.Result, error) {
@@ -110,7 +110,7 @@ RUN test "$(cat /token)" = base
 	require.NoError(t, err)
 }
 
-// testLazySolveReads has a child that is evaluated by what reads it.
+// testLazySolveReads evaluates the child by reading its files.
 func testLazySolveReads(t *testing.T, sb integration.Sandbox) {
 	c, err := client.New(sb.Context(), sb.Address())
 	require.NoError(t, err)

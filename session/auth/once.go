@@ -8,9 +8,9 @@ import (
 	"github.com/moby/buildkit/session"
 )
 
-// Once keeps the credentials that sessions answered with, so that a session is asked
-// at most once for a host. A login is offered several times to a registry that
-// refuses it, and each time the session would be asked again.
+// Once keeps the credentials that sessions returned, so that a session is asked at
+// most once for a host. Otherwise a session would be asked again each time its login
+// is offered to a registry that refuses it.
 type Once struct {
 	mu      sync.Mutex // protects answers
 	answers map[string]credentials

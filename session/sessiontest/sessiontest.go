@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Connect connects a session that offers what is attached, until the end of the
-// test, and returns its id.
+// Connect connects a session with the given attachables until the end of the test,
+// and returns its id.
 func Connect(t *testing.T, sm *session.Manager, attach ...session.Attachable) string {
 	s, err := session.NewSession(t.Context(), "")
 	require.NoError(t, err)

@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// EvaluateAll evaluates all refs of res concurrently, those of attestations
-// included, and returns when all are done. The first error cancels the others
-// and is returned. Nil refs are skipped.
+// EvaluateAll evaluates all refs of res concurrently, including those of
+// attestations, and returns when all are done. The first error cancels the other
+// evaluations and is returned. Nil refs are skipped.
 //
-// It works with any daemon. One that cannot evaluate a ref is asked for the
-// state of its root folder instead, which has the same effect. To wait for an
-// evaluation is not needed for a result to be used by another build when the
-// daemon has CapGatewaySolveLoad.
+// It works with any daemon. If a daemon cannot evaluate a ref, EvaluateAll stats the
+// root folder of the ref instead, which has the same effect. If the daemon has
+// CapGatewaySolveLoad, a client need not wait for the evaluation before another build
+// uses the result.
 func EvaluateAll(ctx context.Context, c Client, res *Result) error {
 	evaluate := func(ctx context.Context, ref Reference) error {
 		return ref.Evaluate(ctx)

@@ -13,7 +13,7 @@ import (
 	fstypes "github.com/tonistiigi/fsutil/types"
 )
 
-// evaluateClient is a client of a daemon with some capabilities.
+// evaluateClient is a client of a daemon with the given capabilities.
 type evaluateClient struct {
 	Client
 	caps []apicaps.CapID
@@ -125,7 +125,7 @@ func ExampleEvaluateAll() {
 }
 
 // A client that chains results orders their evaluation only if the daemon does
-// not load what is solved lazily.
+// not load lazy solves.
 func ExampleClient_solveLoad() {
 	build := func(ctx context.Context, c Client) (*Result, error) {
 		res, err := c.Solve(ctx, SolveRequest{Frontend: "dockerfile.v0"})

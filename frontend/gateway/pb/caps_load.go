@@ -5,15 +5,15 @@ import (
 	"github.com/moby/buildkit/util/graphload"
 )
 
-// CapGatewaySolveLoad says that a lazy solve is loaded: when Solve returns, the
+// CapGatewaySolveLoad says that the daemon loads lazy solves: when Solve returns, the
 // LLB of its refs is loaded and registered for the duration of the build request,
 // and the session of the build serves the builds that are chained on the result.
-// Clients do not need to order evaluations themselves.
+// Clients do not need to order evaluations.
 const CapGatewaySolveLoad apicaps.CapID = "gateway.solve.load"
 
 func init() {
-	// A capability that is switched off is not listed at all, for clients that
-	// look for its id only.
+	// If the change is switched off, do not list the capability at all: some clients
+	// only look for its id.
 	if !graphload.Enabled() {
 		return
 	}

@@ -21,7 +21,7 @@ func TestCapGatewaySolveLoad(t *testing.T) {
 	require.NoError(t, caps.Supports(CapGatewaySolveLoad))
 
 	others := Caps.CapSet([]*apicaps.PBCap{{ID: string(CapGatewayEvaluate), Enabled: true}})
-	require.Error(t, others.Supports(CapGatewaySolveLoad), "a daemon that does not list it does not have it")
+	require.Error(t, others.Supports(CapGatewaySolveLoad), "a daemon that does not list the capability does not have it")
 
 	// switched off: the environment is read when the process starts
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCapGatewaySolveLoad$", "-test.v") //nolint:gosec // this test itself

@@ -15,9 +15,9 @@ import (
 
 // getSSHMountable returns a mountable for the SSH agent of the first session
 // that offers it. If sessions are lent to the step, an agent that is not running does
-// not count as an offer, and an optional agent is looked for in the same sessions as
-// a required one. If none has an agent that runs, the step gets what it would get
-// from its own sessions.
+// not count, and all sessions are asked for an optional agent, as for a required one.
+// If no session has a running agent, the step gets what it would get from its own
+// sessions.
 func (mm *MountManager) getSSHMountable(ctx context.Context, m *pb.Mount, g session.Group) (cache.Mountable, error) {
 	if m.SSHOpt == nil || !session.IsLent(g) {
 		return mm.firstSSHMountable(ctx, m, g)
@@ -36,17 +36,18 @@ func (mm *MountManager) getSSHMountable(ctx context.Context, m *pb.Mount, g sess
 	_, own := session.SplitLent(g)
 	mnt, ownErr := mm.firstSSHMountable(ctx, m, own)
 	if ownErr != nil {
-		return mm.firstSSHMountable(ctx, m, g) // the error tells how many builds were asked
+		return mm.firstSSHMountable(ctx, m, g) // the error has the number of builds that were asked
 	}
 	return mnt, nil
 }
 
-// probeTimeout is how long a session has to say that its agent is not running.
+// probeTimeout is how long to wait for a session to report that its agent is not
+// running.
 const probeTimeout = time.Second
 
-// checkAgent returns an error if the session does not offer the agent, or has only
-// the socket of one that is not running. All other failures can be due to how the
-// connection is closed.
+// checkAgent returns an error if the session does not offer the agent, or if the
+// agent is not running. It ignores other failures, because closing the connection can
+// cause them.
 func checkAgent(ctx context.Context, c session.Caller, id string) error {
 	if err := sshforward.CheckSSHID(ctx, c, id); err != nil {
 		return err
@@ -61,7 +62,7 @@ func checkAgent(ctx context.Context, c session.Caller, id string) error {
 	for err == nil {
 		err = stream.RecvMsg(&sshforward.BytesMessage{})
 	}
-	if strings.Contains(err.Error(), "failed to connect to") { // of sshprovider
+	if strings.Contains(err.Error(), "failed to connect to") { // message of sshprovider
 		return errors.Wrapf(err, "SSH agent %s is not running", id)
 	}
 	return nil

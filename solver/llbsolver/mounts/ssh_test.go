@@ -23,8 +23,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// agent returns what a client attaches that forwards its agent under an id. It has
-// a key, or is not running any more.
+// agent returns an attachable of a client that forwards an agent under an id. The
+// agent has a key, or is no longer running.
 func agent(t *testing.T, id string, running bool) session.Attachable {
 	var path string
 	if running {
@@ -46,14 +46,14 @@ func agent(t *testing.T, id string, running bool) session.Attachable {
 	return a
 }
 
-// noIDMap is what the mount manager needs of a cache manager here.
+// noIDMap is the part of a cache manager that the mount manager needs here.
 type noIDMap struct {
 	cache.Manager
 }
 
 func (noIDMap) IdentityMapping() *user.IdentityMapping { return nil }
 
-// lent returns a group of sessions of which all but the last are lent.
+// lent returns a group of sessions. All but the last are lent.
 func lent(ids ...string) session.Group {
 	return &lentGroup{ids: ids}
 }
@@ -89,7 +89,7 @@ func TestOptionalSSH(t *testing.T) {
 		group    session.Group
 		required bool
 		found    bool
-		running  bool // what is found, if that is in question
+		running  bool // if the agent that was found must be running
 		err      string
 	}{
 		{name: "behind sessions that decline", group: lent(none, other, offers), found: true},
@@ -101,7 +101,7 @@ func TestOptionalSSH(t *testing.T) {
 		{name: "one cannot be reached", group: lent("gone", offers), found: true},
 		{name: "required and offered", group: lent(none, offers), required: true, found: true},
 		{name: "required by id, no session offers it", group: lent(other, none), required: true, err: `no SSH key "default" forwarded from the client (2 builds were asked)`},
-		// as upstream, where nothing is lent
+		// nothing is lent: as upstream
 		{name: "the first session has no agent", group: session.NewGroup(none, offers)},
 		{name: "a single session without", group: session.NewGroup(none)},
 		{name: "a single session that cannot be reached", group: session.NewGroup("gone"), err: "no active session for gone"},
@@ -126,7 +126,7 @@ func TestOptionalSSH(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.WithStack(context.Canceled))
 	_, err = mm.MountableSSH(ctx, &pb.Mount{SSHOpt: &pb.SSHOpt{Optional: true}}, lent(none, other))
-	require.ErrorIs(t, err, context.Canceled, "a build that was canceled has not found out")
+	require.ErrorIs(t, err, context.Canceled, "a canceled build returns its cause")
 }
 
 func TestSecretOfBase(t *testing.T) {
@@ -150,7 +150,7 @@ func TestSecretOfBase(t *testing.T) {
 	for range 100 {
 		v, err := get("token", false, base, child)
 		require.NoError(t, err)
-		require.Equal(t, "base", v, "the first session that has it gives the value")
+		require.Equal(t, "base", v, "the value is that of the first session that has it")
 	}
 	v, err := get("child", false, none, base, child)
 	require.NoError(t, err)
