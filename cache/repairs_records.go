@@ -2,8 +2,8 @@ package cache
 
 import "github.com/moby/buildkit/util/graphload"
 
-// gone reports if the record is being removed, as isDead does, but not while
-// Finalize runs. Finalize marks the writable half of a record as dead before it
+// gone reports if the record is being removed, as isDead does, but waits for a
+// Finalize that is running. Finalize marks the writable half of a record as dead before it
 // drops it, under the lock of the record and not of the manager. A caller that
 // looks in between mistakes a record that is about to be complete for a dead one.
 // This happens if builds share results, and one loads a result while another one

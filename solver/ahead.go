@@ -15,37 +15,37 @@ import (
 	"github.com/pkg/errors"
 )
 
-// A client that holds back the evaluation of a result until that of its base is
-// done costs time and gains nothing: the result is loaded, and the base lends its
-// session. So the result can be evaluated ahead of its client, from when the first
-// base of it evaluates until the client has evaluated it, or until no base
-// evaluates any more or one has failed.
+// A client that does not evaluate a result until its base has been evaluated costs
+// time and gains nothing: the result is loaded, and the base lends its session. So
+// the solver can evaluate the result ahead of its client. It starts when the first
+// base evaluates. It stops when the client has evaluated the result, when no base
+// evaluates any more, or when one has failed.
 //
-// What runs ahead is built by a second job, which has the session, the values and
-// the progress of the first. When the client evaluates the result, the first job
-// joins the vertices that the second one builds, and the second leaves them. When
-// the client never does, or the base fails, the second one leaves and nothing is
-// left of what it did: the client evaluates as if it had never been. A failure is
-// no exception. No state keeps it; it waits for the client in the Ahead.
+// A second job builds what runs ahead. It has the session, the values and the progress
+// of the first. When the client evaluates the result, the first job joins the vertices
+// that the second one builds, and the second leaves them. If the client never evaluates
+// the result, or the base fails, the second job leaves and nothing is left of what it
+// did: the client evaluates as if the second job had never existed. The same holds for
+// a failure. No state keeps it; it waits for the client in the Ahead.
 //
 // Lock order: nothing here is called with a lock of the solver but chains.mu, which
-// protects the relation of jobs and results. Those are as many as are chained on
-// each other.
+// protects the relation of jobs and results. Its size depends on the number of jobs
+// that are chained on each other.
 
-// jobAhead is the part of a job that results are evaluated ahead for, or that are
-// evaluated ahead of its client. It is protected by chains.mu.
+// jobAhead is the state of a job for evaluation ahead, of its own results and of
+// results that are chained on it. It is protected by chains.mu.
 type jobAhead struct {
-	// of is the job that this one builds ahead for, and nil for that of a client.
-	// It is set when the job is created.
+	// of is the job that this one builds ahead for, and nil for a client's job. It
+	// is set when the job is created.
 	of *Job
-	// takenOver are states that a job with of has not loaded: they took over edges of
-	// its vertices, or these are built from them. They are protected by jobOwner.mu and
-	// only added to with Solver.mu, for reading or writing.
+	// takenOver are states that a job with of has not loaded. They took over edges of
+	// its vertices, or are dependencies of such states. The slice is protected by
+	// jobOwner.mu. Callers that append also hold Solver.mu, for reading or writing.
 	takenOver []*state
 
-	evaluated bool                // the client evaluates one of its results, or has
-	failed    bool                // that failed, or was canceled
-	results   map[*Ahead]struct{} // of this job, that are not given up
+	evaluated bool                // the client is evaluating a result, or has evaluated one
+	failed    bool                // an evaluation failed or was canceled
+	results   map[*Ahead]struct{} // results of this job that are not given up
 	chained   map[*Ahead]struct{} // results of other jobs that contain one of this job's
 }
 
@@ -53,7 +53,7 @@ type aheadPhase int
 
 const (
 	aheadWaiting aheadPhase = iota // for a base to evaluate
-	aheadRunning                   // until it is joined or stopped, with its result when that is there
+	aheadRunning                   // until it is joined or stopped; it keeps its result
 	aheadFailed                    // the error waits for the client
 	aheadOver                      // never starts again
 )
@@ -69,22 +69,22 @@ type Ahead struct {
 
 	// protected by chains.mu
 	phase      aheadPhase
-	bases      []*Job // those that are active
+	bases      []*Job // active bases
 	baseFailed bool
 	err        error
-	done       chan struct{} // closed when nothing of it is left, nil if it has not started
+	done       chan struct{} // closed when nothing is left of what ran, nil if nothing started
 }
 
 // AheadOpt describes a result.
 type AheadOpt struct {
 	Edge  Edge
-	Bases []*Job                      // jobs of which the result contains another
+	Bases []*Job                      // jobs whose results are part of this one
 	Ready func(context.Context) error // called before the edge is built
 }
 
-// EvaluateAhead returns the result for the client of the job, who evaluates it
-// with Ahead.Evaluate and gives it up with Ahead.Release. It is evaluated ahead if
-// and while one of the bases evaluates. Without bases, it is not.
+// EvaluateAhead returns the result for the client of the job. The client evaluates it
+// with Ahead.Evaluate and gives it up with Ahead.Release. The result is evaluated ahead
+// while one of the bases evaluates, and not at all without bases.
 func (j *Job) EvaluateAhead(ctx context.Context, opt AheadOpt) *Ahead {
 	a := &Ahead{job: j, edge: opt.Edge, ready: opt.Ready}
 	a.ctx, a.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -102,7 +102,7 @@ func (j *Job) EvaluateAhead(ctx context.Context, opt AheadOpt) *Ahead {
 		}
 		a.bases = append(a.bases, base)
 		add(&base.owner.ahead.chained, a)
-		// vertices that jobs of different versions build together fail
+		// a vertex fails if jobs of different versions build it together
 		a.baseFailed = a.baseFailed || base.owner.ahead.failed || !sameCompatibilityVersion(j, base)
 	}
 	add(&j.owner.ahead.results, a)
@@ -123,8 +123,8 @@ func sameCompatibilityVersion(j, other *Job) bool {
 	return v1 == v2 && err1 == nil && err2 == nil
 }
 
-// Evaluated tells the job that its client has evaluated a result, or has tried to:
-// results that are chained on the job start, or stop.
+// Evaluated tells the job that its client evaluates a result, or that an evaluation
+// has failed with err. Results that are chained on the job then start, or stop.
 func (j *Job) Evaluated(err error) {
 	c := &j.list.chains
 	c.mu.Lock()
@@ -180,8 +180,7 @@ func (a *Ahead) update() {
 	a.job.updateChained()
 }
 
-// stop cancels what runs ahead. Who needs to know when nothing of it is left waits
-// for a.done.
+// stop cancels what runs ahead. a.done is closed when nothing of it is left.
 // called with chains.mu
 func (a *Ahead) stop() {
 	a.phase, a.err = aheadOver, nil
@@ -210,8 +209,8 @@ func (a *Ahead) build(j *Job) (CachedResult, error) {
 	return j.Build(a.ctx, a.edge)
 }
 
-// fail keeps the error for the client. What was canceled, here or by another build
-// that had a step in common, is evaluated anew.
+// fail keeps the error for the client. If the evaluation was canceled, here or by
+// another build with a common step, the client evaluates again.
 func (a *Ahead) fail(err error) {
 	c := &a.job.list.chains
 	c.mu.Lock()
@@ -227,8 +226,8 @@ func (a *Ahead) fail(err error) {
 	a.job.updateChained()
 }
 
-// Err returns the error that the evaluation ahead has ended with, if that is the
-// one that an evaluation by the client would end with.
+// Err returns the error of the evaluation ahead, if an evaluation by the client would
+// return the same.
 func (a *Ahead) Err() error {
 	if a == nil {
 		return nil
@@ -239,9 +238,8 @@ func (a *Ahead) Err() error {
 	return a.err
 }
 
-// Evaluate calls f, with which the client evaluates the result. That joins what
-// runs ahead, which has no say from then on: if the client cancels f, it is
-// canceled.
+// Evaluate calls f, which evaluates the result for the client. f joins what runs
+// ahead. From then on the client decides: if it cancels f, the steps are canceled.
 func (a *Ahead) Evaluate(ctx context.Context, f func(context.Context) error) error {
 	c := &a.job.list.chains
 	c.mu.Lock()
@@ -252,7 +250,7 @@ func (a *Ahead) Evaluate(ctx context.Context, f func(context.Context) error) err
 	c.mu.Unlock()
 	if over && done != nil {
 		select {
-		case <-done: // f does not meet what has been canceled
+		case <-done: // so that f does not join canceled steps
 		case <-ctx.Done():
 			return errors.WithStack(context.Cause(ctx))
 		}
@@ -266,9 +264,9 @@ func (a *Ahead) Evaluate(ctx context.Context, f func(context.Context) error) err
 	return err
 }
 
-// Release gives the result up, and waits until nothing runs ahead for it. The other
-// results of the job are given up with it, at the end of the build: none of them
-// needs to run until its turn comes.
+// Release gives the result up, and waits until nothing runs ahead for it. It also
+// stops the other results of the job: refs are released at the end of a build, and
+// none of the results is needed any more.
 func (a *Ahead) Release() {
 	c := &a.job.list.chains
 	c.mu.Lock()
@@ -317,8 +315,8 @@ func (j *Job) endAhead() {
 	}
 }
 
-// newAheadJob returns a job that builds ahead for j. The solver does not list it:
-// its vertices are part of j's progress.
+// newAheadJob returns a job that builds ahead for j. The solver does not list the job,
+// because its vertices are part of j's progress.
 func newAheadJob(j *Job) *Job {
 	ahead := &Job{
 		list:          j.list,
@@ -338,7 +336,7 @@ func newAheadJob(j *Job) *Job {
 }
 
 // clone returns a cache with the same values. A vertex that is built by the jobs of
-// both locks both.
+// both caches locks both.
 func (r *resolverCache) clone() *resolverCache {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -351,15 +349,15 @@ func (r *resolverCache) clone() *resolverCache {
 	return c
 }
 
-// takeOver notes that s has got the job, without being loaded for it.
+// takeOver records that s has the job although the job has not loaded it.
 func (j *Job) takeOver(s *state) {
 	j.owner.mu.Lock()
 	defer j.owner.mu.Unlock()
 	j.owner.ahead.takenOver = append(j.owner.ahead.takenOver, s)
 }
 
-// leave takes a job that builds ahead from all states that have it. It is what
-// Discard does, but looks at no state that the job has nothing to do with.
+// leave removes a job that builds ahead from all states that have it. It does what
+// Discard does, but looks only at states that can have the job.
 func (j *Job) leave(v Vertex) {
 	var keys []digest.Digest
 	visited := map[Vertex]struct{}{}
@@ -369,7 +367,7 @@ func (j *Job) leave(v Vertex) {
 			return
 		}
 		visited[v] = struct{}{}
-		// as loadUnlocked does, which can have taken either
+		// loadUnlocked uses one of these two digests
 		keys = append(keys, v.Digest(), digest.FromBytes(fmt.Appendf(nil, "%s-ignorecache", v.Digest())))
 		for _, in := range v.Inputs() {
 			collect(in.Vertex)
@@ -404,10 +402,10 @@ func (j *Job) leave(v Vertex) {
 	}
 }
 
-// keepDependencies has the jobs of s build what s is built from. That need not be what
-// they have loaded: the input of a vertex that was loaded before can be another state
-// than the one that a job has of it, which ignores the cache; and an edge can have
-// been taken over before a job came.
+// keepDependencies adds the jobs of s to the states that s depends on. The jobs need
+// not have loaded these states. The input of a vertex that was loaded earlier can be
+// another state than the job's own, which ignores the cache. And the edge of an input
+// can have been taken over before the job joined.
 // called with solver lock
 func (s *state) keepDependencies() {
 	s.mu.RLock()
@@ -449,7 +447,7 @@ func (s *state) keepDependencies() {
 
 // slotOp is an op that takes one of a limited number of slots.
 type slotOp interface {
-	// SpareSlot reports if the op can have a slot and leave one to another.
+	// SpareSlot reports if the op can take a slot and leave another one free.
 	SpareSlot() bool
 }
 
@@ -462,11 +460,11 @@ type aheadSlots struct {
 const slotInterval = 10 * time.Millisecond
 
 // acquire acquires the resources of op. As long as s is only built ahead, op leaves
-// one slot free: the steps that clients wait for never wait for those ahead when
-// there is one slot, and always have one when there are more.
+// one slot free. If there is one slot, steps that clients wait for never wait for
+// steps ahead; if there are more, a slot is always left for them.
 //
-// The slots are looked at in intervals. What would have to be waited for is not only
-// a slot but also a job of a client, that joins s at any time.
+// acquire polls, because it would have to wait for two things at once: a slot, and a
+// job of a client, which can join s at any time.
 func (s *state) acquire(ctx context.Context, op Op) (ReleaseFunc, error) {
 	slot, ok := op.(slotOp)
 	if !ok || !s.solver.chains.ahead.used.Load() {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// aheadHangs is how long a test waits for what must happen.
+// aheadHangs bounds tests that hang.
 const aheadHangs = time.Minute
 
 func noWait(context.Context) error { return nil }
@@ -27,7 +27,7 @@ func chainedAhead(t *testing.T, j *Job, v Vertex, base *Job) *Ahead {
 	return j.EvaluateAhead(t.Context(), AheadOpt{Edge: Edge{Vertex: v}, Bases: []*Job{base}, Ready: noWait})
 }
 
-// waitBuilt waits until v has been built ahead, under whichever digest.
+// waitBuilt waits until v has been built ahead, under any of its digests.
 func waitBuilt(t *testing.T, s *Solver, v Vertex) {
 	t.Helper()
 	built := func(st *state) bool {
@@ -53,9 +53,8 @@ func waitBuilt(t *testing.T, s *Solver, v Vertex) {
 	}, aheadHangs, time.Millisecond, "%s is not complete", v.Name())
 }
 
-// TestAheadLeaves has vertices that are known to the solver, under any of their
-// digests or merged into others, when they are built ahead. Nothing of that is left
-// when the result is given up.
+// TestAheadLeaves builds vertices ahead that the solver knows already, under any of
+// their digests or merged into others. Nothing is left when the result is given up.
 func TestAheadLeaves(t *testing.T) {
 	t.Parallel()
 	dep := newVtxSession(vtxOpt{name: "dep", cacheKeySeed: "dep"})
@@ -63,7 +62,7 @@ func TestAheadLeaves(t *testing.T) {
 	on := func(dep Vertex, ignoreCache bool) *vtxSession {
 		return newVtxSession(vtxOpt{name: "v", cacheKeySeed: "v", inputs: []Edge{{Vertex: dep}}, ignoreCache: ignoreCache})
 	}
-	// has another digest and the same cache key
+	// with another digest and the same cache key
 	merges := newVtxSession(vtxOpt{name: "other", cacheKeySeed: "v", inputs: []Edge{{Vertex: newVtxSession(vtxOpt{name: "other dep", cacheKeySeed: "dep"})}}})
 	for _, tc := range []struct {
 		name     string
@@ -106,9 +105,9 @@ func TestAheadLeaves(t *testing.T) {
 	}
 }
 
-// TestAheadLeavesDependencies has a build that shares a step with one that runs ahead,
-// but not what that step is built from: it was loaded after a build without cache, of
-// which it has the input. It goes on when what ran ahead has gone.
+// TestAheadLeavesDependencies lets a build share a step with one that runs ahead, but
+// not the input of that step: the step was loaded after a build without cache, and has
+// that build's input. The build continues when what ran ahead is gone.
 func TestAheadLeavesDependencies(t *testing.T) {
 	t.Parallel()
 	for _, other := range []string{"stranger", "another that runs ahead", "the same client"} {
@@ -118,7 +117,7 @@ func TestAheadLeavesDependencies(t *testing.T) {
 			dep := newVtxSession(vtxOpt{name: "dep", cacheKeySeed: "dep"})
 			depNoCache := newVtxSession(vtxOpt{name: "dep", cacheKeySeed: "dep", ignoreCache: true})
 			step := newVtxSession(vtxOpt{name: "step", cacheKeySeed: "step", inputs: []Edge{{Vertex: dep}}})
-			// what is only built to the end later, when all that ran ahead has gone
+			// these are completed later, when everything that ran ahead is gone
 			last := newVtxSession(vtxOpt{name: "last", cacheKeySeed: "last", inputs: []Edge{{Vertex: step}}})
 
 			base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
@@ -151,7 +150,7 @@ func TestAheadLeavesDependencies(t *testing.T) {
 			st := s.getState(Edge{Vertex: step})
 			require.NotNil(t, st)
 			in := s.getState(st.vtx.Inputs()[0])
-			require.NotNil(t, in, "what the step is built from is gone")
+			require.NotNil(t, in, "the input of the step is gone")
 			require.Equal(t, st.jobs, in.jobs)
 			if other == "stranger" {
 				require.NoError(t, buildVertex(t, j, last))
@@ -167,8 +166,8 @@ func TestAheadLeavesDependencies(t *testing.T) {
 	}
 }
 
-// TestAheadLeavesMerged has a build that joins a step whose edge was merged into
-// another one before.
+// TestAheadLeavesMerged lets a build join a step whose edge was merged into another
+// one before.
 func TestAheadLeavesMerged(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -192,8 +191,8 @@ func TestAheadLeavesMerged(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestAheadTakesOver has the client join what runs ahead. It keeps the vertices when
-// what ran ahead leaves them, and its progress shows each once.
+// TestAheadTakesOver lets the client join what runs ahead. The client's job keeps the
+// vertices when the second job leaves them, and its progress shows each vertex once.
 func TestAheadTakesOver(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -214,8 +213,8 @@ func TestAheadTakesOver(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestAheadValues has a step ask the job that builds it ahead for what belongs to
-// that of the client.
+// TestAheadValues lets a step ask the job that builds it ahead for values of the
+// client's job.
 func TestAheadValues(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -248,7 +247,7 @@ func TestAheadValues(t *testing.T) {
 	require.Equal(t, []any{"by the frontend of child"}, resolved)
 	require.Equal(t, []string{"child"}, sessions)
 
-	// both jobs are asked, and neither waits for the other
+	// the step asks both jobs, and neither waits for the other
 	require.NoError(t, a.Evaluate(t.Context(), func(context.Context) error {
 		res, err := child.Build(t.Context(), Edge{Vertex: v})
 		require.NoError(t, err)
@@ -274,7 +273,7 @@ func (v *vtxFunc) Exec(ctx context.Context, jobCtx JobContext, inputs []Result) 
 	return v.vertex.Exec(ctx, jobCtx, inputs)
 }
 
-// slotLog is a worker with a number of slots, and notes which ops had one.
+// slotLog is a worker with a number of slots. It records which ops had one.
 type slotLog struct {
 	sem *semaphore.Weighted
 
@@ -288,7 +287,7 @@ type slotLog struct {
 type vtxSlot struct {
 	*vertex
 	log  *slotLog
-	wait chan struct{} // if it is held
+	wait chan struct{} // not nil if the op is held
 }
 
 func (v *vtxSlot) Sys() any { return v }
@@ -342,8 +341,8 @@ func (l *slotLog) step(name string, held bool, inputs ...Vertex) *vtxSlot {
 	return v
 }
 
-// TestAheadOneSlot has a worker with one slot. Steps ahead do not take it between
-// those of base, but when their client asks for them.
+// TestAheadOneSlot uses a worker with one slot. Steps ahead do not take the slot between
+// steps of base, but only when their client asks for them.
 func TestAheadOneSlot(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -360,7 +359,7 @@ func TestAheadOneSlot(t *testing.T) {
 	require.Equal(t, []string{"b1"}, l.ran())
 	close(b1.wait)
 	wg.Wait()
-	time.Sleep(3 * slotInterval) // it does not take the slot that is free either
+	time.Sleep(3 * slotInterval) // the step ahead does not take the free slot
 	require.Equal(t, []string{"b1", "b2"}, l.ran())
 	require.NoError(t, a.Evaluate(t.Context(), func(context.Context) error { return buildVertex(t, child, own) }))
 	require.Equal(t, []string{"b1", "b2", "own"}, l.ran())
@@ -369,8 +368,8 @@ func TestAheadOneSlot(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestAheadLeavesSlot has a worker with three slots. However many steps there are
-// ahead, they take two, and a step of base has one at once.
+// TestAheadLeavesSlot uses a worker with three slots. Any number of steps ahead takes
+// two slots, and a step of base gets one at once.
 func TestAheadLeavesSlot(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -405,7 +404,7 @@ func TestAheadLeavesSlot(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestAheadCanceledWithoutSlot cancels what waits for a slot.
+// TestAheadCanceledWithoutSlot cancels a result that waits for a slot.
 func TestAheadCanceledWithoutSlot(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -422,8 +421,8 @@ func TestAheadCanceledWithoutSlot(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestIsAhead has a vertex of a nested build, which no job builds but through that
-// of its parent.
+// TestIsAhead uses a vertex of a nested build, which jobs build only through its
+// parent.
 func TestIsAhead(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -447,7 +446,7 @@ func TestIsAhead(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestUnsplitResultProxy finds the ref of a ref that was split twice.
+// TestUnsplitResultProxy unsplits a ref that was split twice.
 func TestUnsplitResultProxy(t *testing.T) {
 	t.Parallel()
 	ref := &struct{ ResultProxy }{}

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// These benchmarks use nothing of the change, so they can be run in a tree
-// without it as well, to compare the two.
+// These benchmarks use nothing of the change. They also run in a tree without it, to
+// compare the two.
 
 // besideStates loads n states for another job.
 func besideStates(b *testing.B, n int) *Solver {
@@ -27,8 +27,8 @@ func besideStates(b *testing.B, n int) *Solver {
 	return s
 }
 
-// BenchmarkDiscardBeside builds a step and discards the job, beside states of
-// another job.
+// BenchmarkDiscardBeside builds a step and discards the job, while another job has
+// many states.
 func BenchmarkDiscardBeside(b *testing.B) {
 	for _, failing := range []bool{false, true} {
 		for _, n := range []int{0, 10_000, 50_000} {

@@ -12,9 +12,9 @@ import (
 	digest "github.com/opencontainers/go-digest"
 )
 
-// Graph is the build graph of a moment, for people to read: the vertices that
-// are being built, and those that builds own and nobody has asked for. It holds
-// what progress shows of a vertex and nothing else of its op.
+// Graph is a snapshot of the build graph, for people to read: the vertices that are
+// being built, and the vertices that builds own and no build has asked for. Of an op,
+// it has what progress shows and nothing else.
 type Graph struct {
 	Time   time.Time    `json:"time"`
 	Builds []GraphBuild `json:"builds"` // by start
@@ -31,10 +31,10 @@ type GraphBuild struct {
 	Active    int       `json:"building"`  // vertices that it builds
 }
 
-// GraphStep is a vertex that has a state, owners, or both.
+// GraphStep is a vertex with a state, with owners, or with both.
 type GraphStep struct {
 	Digest     digest.Digest   `json:"digest"`
-	LLBDigest  digest.Digest   `json:"llbDigest,omitempty"` // if it is another one
+	LLBDigest  digest.Digest   `json:"llbDigest,omitempty"` // if it differs from Digest
 	Name       string          `json:"name"`                // as in progress
 	Status     GraphStatus     `json:"status"`
 	Inputs     []digest.Digest `json:"inputs"`
@@ -52,7 +52,7 @@ type GraphSession struct {
 	Lent  bool   `json:"lent"`            // by that build, to one that is chained on it
 }
 
-// GraphStatus tells how far a step is.
+// GraphStatus is the progress of a step.
 type GraphStatus string
 
 // A step is registered until a build asks for it. Its status is unknown while the
@@ -68,8 +68,8 @@ const (
 )
 
 const (
-	// graphBatch bounds how many states are read in one go. The scheduler and
-	// loading builds wait that long.
+	// graphBatch bounds how many states are read under one lock. The scheduler and
+	// builds that load wait for it.
 	graphBatch = 128
 
 	// The scheduler can hold its lock for as long as a cache import takes.
@@ -77,8 +77,8 @@ const (
 	graphLockPause = 2 * time.Millisecond
 )
 
-// Graph returns the graph of this moment. Builds go on while it is read, so
-// parts of it can be a little older than others.
+// Graph returns a snapshot of the graph. Builds continue while it is read, so parts of
+// it can be a little older than others.
 func (jl *Solver) Graph() *Graph {
 	r := graphReader{
 		solver:   jl,
@@ -150,7 +150,7 @@ func (r *graphReader) readOwned(j *Job) int {
 		r.owners[dgst] = append(r.owners[dgst], graphOwner{ref: j.id, vertex: v})
 	}
 	if len(vertices) > 0 {
-		// it is set before a job gets to its first vertex, without a lock
+		// SessionID is set before a job has its first vertex, without a lock
 		r.sessions[j.id] = j.SessionID
 	}
 	return len(vertices)
@@ -212,7 +212,7 @@ func (r *graphReader) buildOf(step *GraphStep, s GraphSession) string {
 	}
 	has := func(ref string) bool { return r.sessions[ref] == s.ID }
 	i := slices.IndexFunc(refs, has)
-	if i < 0 { // a parent of the step is built or owned by it
+	if i < 0 { // the session comes from a parent of the step
 		refs = slices.Sorted(maps.Keys(r.sessions))
 		i = slices.IndexFunc(refs, has)
 	}
@@ -222,7 +222,7 @@ func (r *graphReader) buildOf(step *GraphStep, s GraphSession) string {
 	return refs[i]
 }
 
-// readBatch reads the states that are still active, without how far they are.
+// readBatch reads the states that are still active, without their status.
 func (r *graphReader) readBatch(states []*state, out map[*state]*GraphStep) {
 	jl := r.solver
 	jl.mu.RLock()
@@ -240,12 +240,12 @@ type graphEdges struct {
 	edges []*edge
 }
 
-// readEdges reads how far the edges are. It takes the lock of the scheduler and no
-// other, so that the scheduler never waits for those of builds that load or end.
+// readEdges reads the status of the edges. It takes the lock of the scheduler and no
+// other, so that the scheduler never waits for locks of builds that load or end.
 func (r *graphReader) readEdges(batch []graphEdges) {
 	mu := &r.solver.s.mu
 	if !lockWithin(mu, r.tries) {
-		r.tries = 1 // the rest of the graph does not wait again
+		r.tries = 1 // do not wait again for the rest of the graph
 		return
 	}
 	defer mu.Unlock()
@@ -296,12 +296,12 @@ func (r *graphReader) readState(s *state) *GraphStep {
 		step.Jobs = append(step.Jobs, j.id)
 		r.sessions[j.id] = j.SessionID
 	}
-	step.Jobs = slices.Compact(step.Jobs) // one can build it ahead of its client, who then joins
+	step.Jobs = slices.Compact(step.Jobs) // a second job with the same id may build it ahead
 	r.edges = append(r.edges, graphEdges{step, slices.Collect(maps.Values(s.edges))})
 	return step
 }
 
-// statusOrder tells which status a step with several edges has: the last one.
+// statusOrder orders the status of edges: a step with several edges has the last one.
 var statusOrder = []GraphStatus{GraphWaiting, GraphCached, GraphDone, GraphRunning, GraphFailed}
 
 // called with the lock of the scheduler
@@ -349,8 +349,8 @@ func inputDigests(v Vertex) []digest.Digest {
 	return out
 }
 
-// urlUser is what comes before the host in a URL that is part of a name, up to
-// the last @: a password may have one, and parsers of URLs accept it.
+// urlUser matches the part before the host in a URL, up to the last @: a password may
+// contain an @, and URL parsers accept it.
 var urlUser = regexp.MustCompile(`://[^/\s]*@`)
 
 // displayName returns name without the credentials of the URLs in it.
@@ -358,8 +358,8 @@ func displayName(name string) string {
 	return urlUser.ReplaceAllString(name, "://xxxxx@")
 }
 
-// inputsFirst sorts the steps. Inputs that have no step of their digest, but
-// one of the same LLB digest, are set to that.
+// inputsFirst sorts the steps. If an input has no step of its digest, but one of the
+// same LLB digest, it is set to the digest of that step.
 func inputsFirst(steps map[digest.Digest]*GraphStep, byLLB map[digest.Digest]digest.Digest) []GraphStep {
 	out := make([]GraphStep, 0, len(steps))
 	visited := make(map[digest.Digest]struct{}, len(steps))

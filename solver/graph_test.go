@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// stepOf returns the step of v in the graph of this moment.
+// stepOf returns the step of v in the current graph.
 func stepOf(t *testing.T, s *Solver, v Vertex) GraphStep {
 	t.Helper()
 	g := s.Graph()
@@ -24,7 +24,7 @@ func stepOf(t *testing.T, s *Solver, v Vertex) GraphStep {
 	return g.Steps[i]
 }
 
-// sessionIDs returns the sessions of a step, and those that are lent.
+// sessionIDs returns the sessions of a step, and which of them are lent.
 func sessionIDs(step GraphStep) (ids, lent []string) {
 	for _, s := range step.Sessions {
 		ids = append(ids, s.ID)
@@ -99,7 +99,7 @@ func TestGraph(t *testing.T) {
 	require.Equal(t, []string{"base"}, g.Builds[1].ChainedOn)
 	require.Equal(t, "child", g.Builds[1].Session)
 
-	// the scheduler is busy for long, as with a cache import
+	// the scheduler is busy for long, for example with a cache import
 	s.s.mu.Lock()
 	require.Equal(t, GraphUnknown, stepOf(t, s, v).Status)
 	s.s.mu.Unlock()
@@ -108,7 +108,7 @@ func TestGraph(t *testing.T) {
 
 	require.NoError(t, child.Discard())
 	require.Equal(t, GraphRegistered, stepOf(t, s, v).Status, "nothing is kept")
-	require.Len(t, s.Graph().Builds, 2, "a discarded job is no build any more")
+	require.Len(t, s.Graph().Builds, 2, "a discarded job is not listed")
 	require.NoError(t, base.Discard())
 	require.NoError(t, stranger.Discard())
 	g = s.Graph()
@@ -165,7 +165,7 @@ func TestGraphFailedAndCached(t *testing.T) {
 	require.NoError(t, j.Discard())
 }
 
-// TestGraphRace looks at a graph that changes all the time.
+// TestGraphRace reads a graph that changes all the time.
 func TestGraphRace(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -176,7 +176,7 @@ func TestGraphRace(t *testing.T) {
 			for {
 				for _, step := range s.Graph().Steps {
 					if len(step.Owners) == 0 && len(step.Jobs) == 0 && len(step.Sessions) > 0 {
-						return errors.Errorf("step %s has sessions of nobody", step.Name)
+						return errors.Errorf("step %s has sessions of no build", step.Name)
 					}
 				}
 				select {
@@ -211,7 +211,7 @@ func TestGraphRace(t *testing.T) {
 			return nil
 		})
 	}
-	// one job at a time builds, see docs/architecture.md on upstream's own races
+	// only one job builds at a time: upstream's solver has data races otherwise
 	eg.Go(func() error {
 		for range 20 {
 			j, err := s.NewJob("c")

@@ -10,16 +10,16 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// ChainStats tells what builds own and lend to each other. Lookups are requests
-// for a secret, a login and so on by steps to which a session is lent. Other steps
-// are not counted.
+// ChainStats counts what builds own and lend to each other. Lookups are requests for a
+// secret, a login and so on, by steps to which a session is lent. Requests of other
+// steps are not counted.
 type ChainStats struct {
 	Definitions int64 // registered since the solver was created
 	Owned       int64 // vertices, once for each job that owns them
-	Chained     int64 // pairs of a job and one that it is chained on
+	Chained     int64 // pairs of a job and its base
 
 	AnsweredByBase  int64 // lookups that a lent session answered
-	AnsweredByBuild int64 // those that a build which builds the step answered
+	AnsweredByBuild int64 // lookups that a build of the step answered
 	Unanswered      int64
 }
 
@@ -29,7 +29,7 @@ type lookupCounts struct {
 	observer                    atomic.Pointer[func(context.Context, int)]
 }
 
-// ChainStats returns the statistics of this moment.
+// ChainStats returns the current statistics.
 func (jl *Solver) ChainStats() ChainStats {
 	c := &jl.chains
 	st := ChainStats{
@@ -47,8 +47,8 @@ func (jl *Solver) ChainStats() ChainStats {
 	return st
 }
 
-// ObserveLookups has f called after each lookup with the number of sessions that
-// were asked.
+// ObserveLookups sets the function that is called after each lookup, with the number
+// of sessions that were asked.
 func (jl *Solver) ObserveLookups(f func(context.Context, int)) {
 	jl.chains.lookups.observer.Store(&f)
 }
@@ -71,10 +71,10 @@ func (it *stateSessions) LookupDone(ctx context.Context, asked int, answered, le
 	}
 }
 
-// logChained logs that j is chained on base, and because of which result.
+// logChained logs that j is chained on base, and the result that chains it.
 func logChained(j, base *Job, result []byte) {
 	if !bklog.L.Logger.IsLevelEnabled(logrus.DebugLevel) {
-		return // nothing is prepared for it
+		return // do not compute the digest
 	}
 	bklog.L.
 		WithField("job", j.id).

@@ -19,12 +19,12 @@ import (
 // these vertices. The other job is then chained on this one, its base, and the
 // vertices that the base owns can use the session of the base.
 //
-// Owners keep nothing alive. A state lives as long as the jobs that build it,
-// and a job that is not chained is built as if there were no owners.
+// Owners keep nothing alive. A state lives as long as the jobs that build it. A job
+// that is not chained is built as if there were no owners.
 //
-// The relation is looked up from the job that builds: its bases, and which of
-// them own the vertex. So registering a definition concerns nobody but its job,
-// and what other jobs own costs nothing.
+// The solver looks the relation up from the job that builds: it takes the bases of
+// the job, and checks which of them own the vertex. Registering a definition
+// therefore touches only its own job, and what other jobs own costs nothing.
 //
 // Lock order: scheduler.mu, Solver.mu, state.mu, chains.mu, jobOwner.mu.
 
@@ -40,7 +40,7 @@ type jobOwner struct {
 	chained map[*Job]struct{} // jobs that have this one as a base, protected by chains.mu
 	results []string          // keys in chains.results, protected by chains.mu
 
-	// session is nil as long as the session of the job is not known to be connected.
+	// session is nil until the session of the job is known to be connected.
 	session atomic.Pointer[session.Caller]
 
 	ahead jobAhead
@@ -120,8 +120,8 @@ func (j *Job) HasSession() bool {
 	return j.owner.session.Load() != nil
 }
 
-// SetSession tells the job that its session is connected. It is lent as long as it
-// stays so: a session that has been closed is not waited for.
+// SetSession tells the job that its session is connected. The session is lent until
+// it is closed: no step waits for a closed session.
 func (j *Job) SetSession(c session.Caller) {
 	j.owner.session.CompareAndSwap(nil, &c)
 }
@@ -131,9 +131,9 @@ func (j *Job) sessionClosed() bool {
 	return c != nil && session.IsClosed(*c)
 }
 
-// AddResult notes that the client of the job has received a result. Jobs that
-// contain it are chained on this one. The result is given by its encoded op, as
-// it is part of a definition.
+// AddResult records that the client of the job has received a result. Jobs that
+// contain the result are chained on this job. The result is identified by its encoded
+// op, as in a definition.
 func (j *Job) AddResult(op []byte) {
 	c := &j.list.chains
 	c.mu.Lock()
@@ -236,8 +236,8 @@ func (j *Job) LentCaches(dgst digest.Digest) (caches []CacheManager) {
 	return caches
 }
 
-// remove ends the job. It owns nothing afterwards, is chained on no other job, and
-// registering with it is refused.
+// remove ends the job. Afterwards, the job owns nothing, is chained on no other job,
+// and refuses to register vertices.
 func (c *chains) remove(j *Job) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -256,7 +256,7 @@ func (c *chains) remove(j *Job) {
 		}
 	}
 	if len(c.results) == 0 {
-		c.results = nil // a map does not give back its memory
+		c.results = nil // an empty map keeps its memory
 	}
 	for child := range o.chained {
 		child.owner.setBases(slices.DeleteFunc(slices.Clone(child.bases()), isJob))
@@ -269,17 +269,17 @@ func (c *chains) remove(j *Job) {
 	j.endAhead()
 }
 
-// mergedVertex is the vertex of a state together with those whose edges were
-// merged into it. It is not changed when one of the states ends.
+// mergedVertex is the vertex of a state together with the vertices whose edges were
+// merged into it. It does not change when one of the states ends.
 type mergedVertex struct {
 	dgst digest.Digest
 	from map[*mergedVertex]struct{}
 }
 
-// addMerged notes that s, or a vertex that depends on s, took over an edge of
-// src, and so the job j: it stands for the vertex of src too, and owners of that one
-// can be asked for it. Ancestors are noted only for a job that is chained, as there
-// are as many as the graph is deep.
+// addMerged records that s, or a vertex that depends on s, took over an edge of src,
+// and with it the job j. From then on, s stands for the vertex of src too, and asks
+// its owners. Ancestors are recorded only for a chained job, because there are as many
+// as the graph is deep.
 // called with the lock of s
 func (s *state) addMerged(src *state, j *Job, ancestor bool) {
 	if j.owner.ahead.of != nil {

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// vtxSession is a vertex whose op records the sessions it was offered.
+// vtxSession is a vertex whose op records the sessions that it can ask.
 type vtxSession struct {
 	*vertex
 	mu   sync.Mutex
@@ -105,12 +105,12 @@ func sessionsOf(s *Solver, v Vertex) []string {
 	return session.AllSessionIDs(st.Session())
 }
 
-// resultOf stands for the encoded op of a result.
+// resultOf returns bytes that stand for the encoded op of a result.
 func resultOf(v Vertex) []byte {
 	return []byte(v.Digest())
 }
 
-// solved has the job solve v, as its client sees it.
+// solved registers v with the job, and records that its client received the result.
 func solved(t *testing.T, j *Job, v Vertex) {
 	t.Helper()
 	require.NoError(t, j.Register(Edge{Vertex: v}))
@@ -144,8 +144,8 @@ func TestChainLendsSession(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestStrangerIsNotAsked has owners of the same vertices that the build is not
-// chained on, before and after it starts.
+// TestStrangerIsNotAsked uses owners of the same vertices that the build is not
+// chained on. They register before and after the build starts.
 func TestStrangerIsNotAsked(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -156,7 +156,7 @@ func TestStrangerIsNotAsked(t *testing.T) {
 	solved(t, before, v)
 	build := newTestJob(t, s, "build")
 	solved(t, build, v)
-	build.ChainOn(resultOf(other)) // of nobody
+	build.ChainOn(resultOf(other)) // no client received this result
 	after := newTestJob(t, s, "after")
 	solved(t, after, v)
 	require.NoError(t, buildVertex(t, build, v))
@@ -169,8 +169,8 @@ func TestStrangerIsNotAsked(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestChainReachesAllOfBase has a child that is chained on one result of base and
-// builds another.
+// TestChainReachesAllOfBase chains a child on one result of base, and lets it build
+// another one.
 func TestChainReachesAllOfBase(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -191,7 +191,7 @@ func TestChainReachesAllOfBase(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestSessionOrder has random bases, children and strangers.
+// TestSessionOrder uses random bases, children and strangers.
 func TestSessionOrder(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
@@ -243,7 +243,7 @@ func TestSessionOrder(t *testing.T) {
 	}
 }
 
-// TestSessionOrderParents has a nested build of a chained step.
+// TestSessionOrderParents runs a nested build in a chained step.
 func TestSessionOrderParents(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -267,8 +267,8 @@ func TestSessionOrderParents(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestLentTo has a vertex that a child and a stranger build. Base lends its session
-// to what the child reads from the result, and not to what the stranger reads.
+// TestLentTo lets a child and a stranger build the same vertex. Base lends its session
+// for what the child reads from the result, and not for what the stranger reads.
 func TestLentTo(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -293,7 +293,7 @@ func TestLentTo(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestSessionsJoin has a job that comes while the others are asked.
+// TestSessionsJoin lets a job join while the sessions of others are asked.
 func TestSessionsJoin(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -323,8 +323,8 @@ func (testCaller) Supports(string) bool                      { return true }
 func (testCaller) Conn() *grpc.ClientConn                    { return nil }
 func (testCaller) SharedKey() string                         { return "" }
 
-// TestClosedSessionIsNotLent has a base whose client has gone, and which has not
-// been discarded yet.
+// TestClosedSessionIsNotLent uses a base whose client has disconnected, and that has
+// not been discarded yet.
 func TestClosedSessionIsNotLent(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -344,7 +344,7 @@ func TestClosedSessionIsNotLent(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestNoCacheVariant has both states that a digest can have.
+// TestNoCacheVariant builds both states that a digest can have.
 func TestNoCacheVariant(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -364,7 +364,7 @@ func TestNoCacheVariant(t *testing.T) {
 	require.Equal(t, [][]string{{"base", "child"}}, v.execs())
 	require.Equal(t, [][]string{{"base", "third"}}, twin.execs(), "the owner is found for both variants")
 
-	// nothing is kept, so each --no-cache build runs its step
+	// no state is kept, so each --no-cache build runs its step
 	require.NoError(t, third.Discard())
 	last := newTestJob(t, s, "last")
 	require.NoError(t, buildVertex(t, last, twin))
@@ -383,8 +383,8 @@ func mergeEdges(s *Solver, src, dst Vertex) {
 	s.setEdge(Edge{Vertex: src}, s.getEdge(Edge{Vertex: dst}))
 }
 
-// TestMergedVertices merges a into b and b into c. Owners of a are asked for c,
-// also those that come later.
+// TestMergedVertices merges a into b and b into c. c asks the owners of a, also owners
+// that register later.
 func TestMergedVertices(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -418,7 +418,7 @@ func TestMergedVertices(t *testing.T) {
 			child.ChainOn(resultOf(vs[0]))
 			require.Equal(t, []string{"early", "late", "child"}, sessionsOf(s, vs[2]))
 
-			// owners can end before what is built for the child
+			// an owner can end before the child's build
 			require.NoError(t, early.Discard())
 			require.Equal(t, []string{"late", "child"}, sessionsOf(s, vs[2]))
 			require.NoError(t, late.Discard())
@@ -429,9 +429,9 @@ func TestMergedVertices(t *testing.T) {
 	}
 }
 
-// TestMergedAncestors has a chained build whose step is merged into that of a
-// stranger, which ends. What the step of the stranger is built on is built for
-// the child then, and with the session of its base.
+// TestMergedAncestors merges the step of a chained build into that of a stranger, which
+// then ends. From then on, the inputs of the stranger's step are built for the child,
+// with the session of its base.
 func TestMergedAncestors(t *testing.T) {
 	t.Parallel()
 	graph := func(name string) (dep, v *vtxSession) {
@@ -461,7 +461,7 @@ func TestMergedAncestors(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestUnchainedMergeCostsAncestorsNothing has the merge of a build that is not
+// TestUnchainedMergeCostsAncestorsNothing merges a step of a build that is not
 // chained.
 func TestUnchainedMergeCostsAncestorsNothing(t *testing.T) {
 	t.Parallel()
@@ -481,8 +481,8 @@ func TestUnchainedMergeCostsAncestorsNothing(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestRegisterTakesNoPart has a base that changes nothing but whose session is
-// asked: not the progress, not the values, not the version.
+// TestRegisterTakesNoPart checks that a base only changes which sessions are asked, and
+// not the progress, the values or the version.
 func TestRegisterTakesNoPart(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -528,8 +528,8 @@ func TestRegisterTakesNoPart(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestFailureIsNotKept has a step of base that fails for a child. Nobody else is
-// given the failure.
+// TestFailureIsNotKept lets a step of base fail for a child. No other build gets the
+// failure.
 func TestFailureIsNotKept(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)
@@ -564,7 +564,7 @@ func TestAfterDiscard(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// idCache is a cache import of which only the name is looked at.
+// idCache is a cache import that has only an id.
 type idCache struct {
 	CacheManager
 	id string
@@ -609,13 +609,13 @@ func TestLentCaches(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestDiscardRace lets jobs register, chain, build and end at the same time.
-// Whatever the order is, nothing may be left: what a job registers is either there
-// before the discard marks the job, and is removed by it, or refused. Both look at
-// the mark under chains.mu or the lock of the job. Builds exclude each other and
-// load nothing from the cache: joining a vertex that another job is running, and
-// logging a cache record whose edge is being merged, read without a lock what the
-// scheduler writes.
+// TestDiscardRace lets jobs register, chain, build and end at the same time. Nothing
+// may be left, in any order: what a job registers is either registered before the
+// discard marks the job, and removed by the discard, or refused. Both check the mark
+// under chains.mu or the lock of the job. Only one job builds at a time, and builds load
+// nothing from the cache. Otherwise upstream's solver reads without a lock what the
+// scheduler writes: when a job joins a vertex that another one is running, and when it
+// logs a cache record whose edge is being merged.
 func TestDiscardRace(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
@@ -683,8 +683,7 @@ func TestDiscardRace(t *testing.T) {
 	requireEmpty(t, s)
 }
 
-// TestEndedBaseIsForgotten has a job that lives long and is chained on many that
-// do not.
+// TestEndedBaseIsForgotten chains a long-lived job on many short-lived ones.
 func TestEndedBaseIsForgotten(t *testing.T) {
 	t.Parallel()
 	s := newTestSolver(t)

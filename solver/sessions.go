@@ -9,11 +9,10 @@ import (
 	"github.com/moby/buildkit/util/graphload"
 )
 
-// sessions returns an iterator over the sessions that can serve the vertex: those
-// that are lent, by owners of the vertex that a job which builds it is chained
-// on, in the order of registration; then the jobs that build it, by start; then
-// the same for the parents of a nested build. A value that several sessions offer
-// is taken from the same one every time.
+// sessions returns an iterator over the sessions that can serve the vertex, in this
+// order: the sessions of owners that a job which builds the vertex is chained on, by
+// registration; those of the jobs that build it, by start; the same for the parents of
+// a nested build. If several sessions offer a value, the same one is used every time.
 func (s *state) sessions() session.Iterator {
 	if !graphload.Enabled() {
 		return s.sessionIterator()
@@ -40,8 +39,8 @@ var (
 	_ session.LentIterator = (*stateSessions)(nil)
 )
 
-// NextSession implements session.Iterator. Jobs that come while it is used are
-// returned as well.
+// NextSession implements session.Iterator. It also returns the sessions of jobs that
+// join during the iteration.
 func (it *stateSessions) NextSession() string {
 	for {
 		for len(it.next) > 0 {
@@ -81,8 +80,8 @@ func (s *state) Lent() bool {
 	return len(own) > 0 && own[0].lent
 }
 
-// LentTo returns the sessions that are lent to those jobs that have a session in
-// user, and not to other jobs that build the same vertex.
+// LentTo returns the sessions that are lent to the jobs that have a session in user.
+// It ignores what is lent to other jobs that build the same vertex.
 func (s *state) LentTo(user session.Group) (lent []string) {
 	ids := session.AllSessionIDs(user)
 	if len(ids) == 0 || !graphload.Enabled() {
@@ -97,7 +96,7 @@ func (s *state) LentTo(user session.Group) (lent []string) {
 }
 
 // ownSessions returns the sessions of the state without those of its parents, in
-// order. Some can be returned more than once. If only is not nil, it selects the
+// order. A session can be returned more than once. If only is not nil, it selects the
 // jobs of the state.
 func (s *state) ownSessions(only func(*Job) bool) []stateSession {
 	s.mu.RLock()

@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// chain is a graph of two builds: base owns two steps, child chained one on
-// them and has a step of its own.
+// chain returns a graph of two builds: base owns two steps, and child has chained a
+// step of its own on them.
 func chain() *solver.Graph {
 	now := time.Date(2026, 11, 2, 15, 4, 5, 0, time.UTC)
 	owner := []string{"ref-base"}
@@ -83,7 +83,7 @@ func TestFilterAddsInputs(t *testing.T) {
 		g.Steps[i].Jobs = nil
 	}
 	g.Steps[2].Jobs = []string{"ref-child"}
-	require.Len(t, filter(g, "ref-child").Steps, 3, "a step is shown with what it is built on")
+	require.Len(t, filter(g, "ref-child").Steps, 3, "a step is shown with its inputs")
 }
 
 var external = regexp.MustCompile(`(?i)(src|href|url|import)\s*[=(]\s*["']?(https?:)?//`)
@@ -156,8 +156,8 @@ func randomGraph(n int) *solver.Graph {
 	return g
 }
 
-// TestLayout checks that no two steps are at the same place, and that inputs
-// are on the left unless the graph goes on in the next line.
+// TestLayout checks that no two steps are at the same place, and that inputs are on
+// the left, unless the graph wraps to the next line.
 func TestLayout(t *testing.T) {
 	t.Parallel()
 	wide, long := &solver.Graph{}, &solver.Graph{}

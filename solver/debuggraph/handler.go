@@ -1,5 +1,5 @@
-// Package debuggraph shows the build graph of a solver to people: as JSON, and
-// to browsers as a page that draws it.
+// Package debuggraph serves the build graph of a solver: as JSON, and to browsers as
+// a page that draws it.
 package debuggraph
 
 import (
@@ -12,14 +12,14 @@ import (
 	digest "github.com/opencontainers/go-digest"
 )
 
-// Handler serves the graph that source returns, which is nil as long as there
-// is none. Clients that accept text/html get the page, unless the query has
-// format=json. With build=REF in the query only the steps of one build are
-// shown.
+// Handler serves the graph that source returns. source returns nil if there is no
+// graph yet. Clients that accept text/html get the page, unless the query has
+// format=json. With build=REF in the query, the handler serves only the steps of that
+// build.
 //
-// Refs and session ids are shown, which are as good as a login for those who
-// can reach the API of the daemon, so the address of the handler needs the
-// protection of that of the API.
+// The answer has refs and session ids. For a client that can reach the API of the
+// daemon, they are as good as a login, so protect the address of the handler like that
+// of the API.
 func Handler(source func() *solver.Graph) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g := source()

@@ -1,8 +1,8 @@
 package debuggraph
 
-// pageHTML is the template of the page. It loads nothing: styles and script are
-// inline, and the steps are drawn before it is sent, so it can be saved and
-// read elsewhere.
+// pageHTML is the template of the page. The page loads nothing: styles and script are
+// inline, and the steps are drawn before it is sent. So it can be saved and read
+// elsewhere.
 const pageHTML = `<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -81,7 +81,7 @@ th { color: #66727f; }
 <aside>
 <div id="details">
 <h2>Step</h2>
-<p class="muted">Click on a step to see who lends to it. {{if not .Nodes}}Nothing is being built.{{end}}</p>
+<p class="muted">Click a step to see which builds lend it their session. {{if not .Nodes}}Nothing is being built.{{end}}</p>
 </div>
 <h2>Builds</h2>
 <table id="builds">
@@ -92,7 +92,7 @@ th { color: #66727f; }
 <p>A step asks the sessions of the builds in its circles, from left to right, for secrets, agents, files and logins.</p>
 <p><svg width="18" height="18" class="key"><circle cx="9" cy="9" r="8" fill="#66727f"/></svg> the build lends its session: it solved the step, and a build that builds the step is chained on it</p>
 <p><svg width="18" height="18" class="key"><circle cx="9" cy="9" r="7.5" fill="#eef1f4" stroke="#66727f" stroke-width="1.5"/></svg> the build is building the step</p>
-<p>A dashed step is registered and nobody has asked for it. A dashed line leads to the step that took over.</p>
+<p>A dashed step is registered, and no build has asked for it. A dashed line leads to the step that took over.</p>
 </aside>
 <script type="application/json" id="data" nonce="{{.Nonce}}">{{.Graph}}</script>
 <script nonce="{{.Nonce}}">
@@ -185,7 +185,7 @@ th { color: #66727f; }
     var step = graph.steps[index], el = document.getElementById("details");
     store.set("selected", step ? step.digest : null);
     el.replaceChildren(element("h2", "Step"));
-    if (!step) { el.append(element("p", "Click on a step to see who lends to it.", "muted")); return; }
+    if (!step) { el.append(element("p", "Click a step to see which builds lend it their session.", "muted")); return; }
     el.append(element("p", step.name));
     el.append(element("code", step.digest));
     if (step.llbDigest) { el.append(element("p", "LLB " + step.llbDigest, "muted")); }

@@ -17,9 +17,8 @@ const (
 	gapY       = 14
 	groupGap   = 40
 
-	// A long graph is broken like text, and a layer with many steps takes
-	// several columns, so that a graph of thousands of steps keeps the shape of
-	// a screen.
+	// A long graph wraps like text, and a layer with many steps takes several
+	// columns, so that a graph of thousands of steps keeps the shape of a screen.
 	maxColumns = 16
 	maxRows    = 24
 )
@@ -29,9 +28,9 @@ type position struct {
 	x, y int
 }
 
-// layout places the steps, which are given with inputs first: inputs on the
-// left of what uses them, graphs that have no step in common below each other,
-// large ones first, and steps that have no neighbors side by side at the end.
+// layout places the steps, which must be ordered with inputs first. It places inputs
+// to the left of the steps that use them, and graphs that have no step in common below
+// each other, large ones first. Steps without neighbors come last, side by side.
 func layout(steps []solver.GraphStep) (places []position, width, height int) {
 	places = make([]position, len(steps))
 	index := indexOf(steps)

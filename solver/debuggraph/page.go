@@ -12,17 +12,18 @@ import (
 	"github.com/moby/buildkit/util/bklog"
 )
 
-// maxDrawn bounds the steps of a page. Browsers take more, readers do not.
+// maxDrawn bounds the steps of a page. Browsers can draw more, but people cannot
+// read more.
 const maxDrawn = 5000
 
-// maxChips bounds the sessions that are drawn for a step.
+// maxChips bounds the sessions that are drawn per step.
 const maxChips = 6
 
-// page is what the template shows.
+// page is the data of the template.
 type page struct {
 	Nonce         string
 	Time          string
-	Build         string // that the steps are filtered by
+	Build         string // ref that the steps are filtered by
 	Builds        []pageBuild
 	Nodes         []pageNode
 	Edges         []pageEdge
@@ -72,7 +73,7 @@ func buildLabel(n int) string {
 	return label
 }
 
-// buildHue spreads the colors of builds that follow each other.
+// buildHue returns hues that differ for builds that follow each other.
 func buildHue(n int) int {
 	return (210 + n*137) % 360
 }
@@ -84,12 +85,11 @@ func shorten(s string, n int) string {
 	return string([]rune(s)[:n-1]) + "…"
 }
 
-// newPage lays out the graph. Builds keep their label when the steps are
-// filtered.
+// newPage lays out the graph. Builds keep their labels if the steps are filtered.
 func newPage(g *solver.Graph, build string) *page {
 	p := &page{Build: build, Time: g.Time.UTC().Format(time.RFC3339), Total: len(g.Steps), Graph: g}
 	if len(g.Steps) > maxDrawn {
-		// the steps that are left have all their inputs
+		// inputs come first, so the steps that are drawn have all their inputs
 		p.Graph = &solver.Graph{Time: g.Time, Builds: g.Builds, Steps: g.Steps[:maxDrawn]}
 	}
 	steps := p.Graph.Steps
@@ -153,7 +153,7 @@ func writePage(w http.ResponseWriter, g *solver.Graph, build string) {
 	p := newPage(g, build)
 	p.Nonce = rand.Text()
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	// default-src stands for none of the last three
+	// default-src does not cover the last three
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'nonce-"+p.Nonce+"'; script-src 'nonce-"+p.Nonce+"'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if err := pageTemplate.Execute(w, p); err != nil {

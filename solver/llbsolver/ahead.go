@@ -9,8 +9,7 @@ import (
 	"github.com/pkg/errors"
 )
 
-// aheadRef is a ref as the client has it, which can be evaluated before the client
-// asks for it.
+// aheadRef is a ref of a client that can be evaluated before the client asks for it.
 type aheadRef struct {
 	solver.ResultProxy
 	ahead *solver.Ahead
@@ -34,10 +33,10 @@ func (r *aheadRef) Release(ctx context.Context) error {
 // evaluateAhead returns the result of a client's request, or its error, with refs
 // that are evaluated ahead, as soon as one of the bases evaluates.
 //
-// Not all of them are: the refs of a build without a gateway client are evaluated at
-// once; a subrequest asks for a description and not for refs; a definition that
-// empties cache mounts would take them from steps of its base; and what could not be
-// loaded has nothing to build.
+// These refs are not evaluated ahead: refs of a build without a gateway client, because
+// they are evaluated at once; refs of a subrequest, which asks for a description;
+// definitions that empty cache mounts, because steps of the base may use them; and
+// definitions that could not be loaded.
 func (b *provenanceBridge) evaluateAhead(ctx context.Context, j *solver.Job, req frontend.SolveRequest, bases []*solver.Job, res *frontend.Result, err error) (*frontend.Result, error) {
 	if req.Evaluate {
 		j.Evaluated(err)
@@ -62,9 +61,9 @@ func (b *provenanceBridge) evaluateAhead(ctx context.Context, j *solver.Job, req
 	})
 }
 
-// waitForCaches starts the cache imports of the definition and returns when they are
-// there, or have failed. A query of one that is not there would have the scheduler
-// wait for it, and with it the base.
+// waitForCaches starts the cache imports of the definition, and returns when all have
+// succeeded or failed. If the scheduler queried an import that is not complete, it would
+// wait for it, and the base would wait too.
 func (def *loadedDefinition) waitForCaches(ctx context.Context) error {
 	def.startCaches()
 	for _, cm := range def.caches {

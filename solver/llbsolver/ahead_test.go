@@ -25,10 +25,10 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// hangs is how long a test waits for what must happen.
+// hangs bounds tests that hang.
 const hangs = time.Minute
 
-// aheadBench is a bench with evaluation ahead, whose steps can be held.
+// aheadBench is a bench with evaluation ahead. Its steps can be held.
 type aheadBench struct {
 	*bench
 	mu       sync.Mutex
@@ -67,7 +67,7 @@ func (b *aheadBench) step(ctx context.Context, name string) error {
 	return b.err[name]
 }
 
-// hold has a step wait until the returned function is called.
+// hold lets a step wait until the returned function is called.
 func (b *aheadBench) hold(name string) (release func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -104,8 +104,8 @@ func (b *aheadBench) waitCanceled(name string) {
 	require.Eventually(b.t, func() bool { _, canceled := b.runs(name); return canceled > 0 }, hangs, time.Millisecond, "%s is not canceled", name)
 }
 
-// quiet requires that a step has not started. What could start it has happened: a
-// step that was to start at the same time has.
+// quiet requires that a step has not started. The caller has observed another step that
+// would start at the same time, so this one would have started by now.
 func (b *aheadBench) notStarted(name string) {
 	b.t.Helper()
 	started, _ := b.runs(name)
@@ -154,8 +154,8 @@ func (b *aheadBench) requireReleased() {
 	require.Eventually(b.t, func() bool { return b.results.Load() == 0 }, hangs, time.Millisecond, "results are left")
 }
 
-// joinsSteps is for tests in which builds join steps that run: upstream's solver has
-// data races there, that these tests are not about.
+// joinsSteps skips tests in which builds join running steps, if the race detector is on:
+// upstream's solver has data races there, which these tests do not cover.
 func joinsSteps(t *testing.T) {
 	t.Helper()
 	if raceEnabled {
@@ -164,7 +164,7 @@ func joinsSteps(t *testing.T) {
 }
 
 // apart returns a request that is chained on the result of st and has none of its
-// steps, and the frontends that it needs: one of them solves what it is told to.
+// steps, and the frontends that it needs. One frontend solves the given definition.
 func apart(t *testing.T, own, st llb.State) (frontend.SolveRequest, map[string]frontend.Frontend) {
 	def := marshal(t, own)
 	return frontend.SolveRequest{Frontend: "apart", FrontendInputs: map[string]*pb.Definition{"in": marshal(t, st)}},
@@ -179,8 +179,8 @@ func raw(t *testing.T, st llb.State) frontend.SolveRequest {
 
 var aheadImage = llb.Image("docker.io/library/img")
 
-// TestAheadRule has a base that evaluates, a child that solves, and says whether the
-// child's step starts before its client asks.
+// TestAheadRule lets base evaluate and a child solve, and checks if the child's step
+// starts before its client asks.
 func TestAheadRule(t *testing.T) {
 	joinsSteps(t)
 	below := run(aheadImage, "below")
@@ -200,7 +200,7 @@ func TestAheadRule(t *testing.T) {
 		name   string
 		base   frontend.SolveRequest
 		child  frontend.SolveRequest
-		direct bool // the child is no build of a gateway client
+		direct bool // the child's build has no gateway client
 		ahead  bool
 	}{
 		{name: "definition on the result", base: raw(t, base), child: raw(t, child), ahead: true},
@@ -218,7 +218,7 @@ func TestAheadRule(t *testing.T) {
 		for _, late := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/late=%t", tc.name, late), func(t *testing.T) {
 				b := newAheadBench(t)
-				// a child of which it is known that it starts
+				// another child, which starts in any case
 				witness := run(base, "witness")
 				baseJob, baseBridge := b.job("base")
 				baseBridge.frontends = testFrontends(t, run(aheadImage, "internal"))
@@ -259,7 +259,7 @@ func TestAheadRule(t *testing.T) {
 				end(t, witnessJob, witnessRef)
 				end(t, childJob, childRefs...)
 				end(t, baseJob, baseRef)
-				if tc.base.Frontend == "" { // the frontend of the test keeps its half of the ref
+				if tc.base.Frontend == "" { // the test's frontend keeps its half of the ref
 					b.requireReleased()
 				}
 			})
@@ -267,8 +267,9 @@ func TestAheadRule(t *testing.T) {
 	}
 }
 
-// TestAheadFrontendIsNoEvaluation has a base whose frontend evaluates what it solves
-// for itself, as every Dockerfile is. Its client evaluates nothing.
+// TestAheadFrontendIsNoEvaluation uses a base whose frontend evaluates what it solves for
+// itself, as the Dockerfile frontend does with each Dockerfile. Its client evaluates
+// nothing.
 func TestAheadFrontendIsNoEvaluation(t *testing.T) {
 	joinsSteps(t)
 	b := newAheadBench(t)
@@ -300,7 +301,7 @@ func TestAheadFrontendIsNoEvaluation(t *testing.T) {
 	b.waitStarted("child", 1)
 }
 
-// TestAheadOtherRef has a child that solves two things, of which one is chained on
+// TestAheadOtherRef lets a child solve two definitions, of which one is chained on
 // base.
 func TestAheadOtherRef(t *testing.T) {
 	joinsSteps(t)
@@ -318,7 +319,7 @@ func TestAheadOtherRef(t *testing.T) {
 	b.notStarted("another")
 }
 
-// TestAheadOff has no evaluation ahead.
+// TestAheadOff runs without evaluation ahead.
 func TestAheadOff(t *testing.T) {
 	b := newAheadBench(t)
 	graphload.Ahead = func() bool { return false }
@@ -332,8 +333,8 @@ func TestAheadOff(t *testing.T) {
 	b.notStarted("child")
 }
 
-// TestAheadChain has ten builds, each chained on the one before it. When the first
-// one evaluates, all start, with the sessions that they would have.
+// TestAheadChain runs ten builds, each chained on the one before it. When the first one
+// evaluates, all start, with the sessions that they would have in order.
 func TestAheadChain(t *testing.T) {
 	joinsSteps(t)
 	for _, order := range []string{"solved before", "solved while base evaluates"} {
@@ -373,8 +374,8 @@ func TestAheadChain(t *testing.T) {
 	}
 }
 
-// TestAheadTransitive has a child in the middle whose frontend makes something else
-// of its input, so that the last build has no op of base.
+// TestAheadTransitive uses a child in the middle whose frontend drops its input, so that
+// the last build has no op of base.
 func TestAheadTransitive(t *testing.T) {
 	b := newAheadBench(t)
 	base := run(aheadImage, "base")
@@ -394,7 +395,7 @@ func TestAheadTransitive(t *testing.T) {
 	b.waitStarted("last", 1)
 }
 
-// TestAheadJoin has a client that evaluates what runs.
+// TestAheadJoin lets a client evaluate what runs ahead.
 func TestAheadJoin(t *testing.T) {
 	joinsSteps(t)
 	base := run(aheadImage, "base")
@@ -448,7 +449,7 @@ func TestAheadJoin(t *testing.T) {
 		require.NoError(t, evaluate(t, baseRef))
 		b.waitStarted("child", 1)
 		e := startEvaluation(t, childRef)
-		for { // it has joined when it is canceled with the step
+		for { // the client has joined when it is canceled with the step
 			time.Sleep(time.Millisecond)
 			e.cancel(errors.WithStack(context.Canceled))
 			require.ErrorIs(t, e.wait(), context.Canceled)
@@ -459,7 +460,7 @@ func TestAheadJoin(t *testing.T) {
 		b.mu.Lock()
 		delete(b.held, "child")
 		b.mu.Unlock()
-		require.NoError(t, evaluate(t, childRef), "it runs anew")
+		require.NoError(t, evaluate(t, childRef), "the step runs again")
 		end(t, childJob, childRef)
 		end(t, baseJob, baseRef)
 		b.requireReleased()
@@ -480,8 +481,8 @@ func TestAheadJoin(t *testing.T) {
 	})
 }
 
-// sessionSets sorts out what a step sees of a base and a child that join it, in
-// whatever order they do.
+// sessionSets returns the sets of sessions that a step has seen, without their order:
+// base and child join the step in any order.
 func sessionSets(seen [][]string) [][]string {
 	for i, ids := range seen {
 		if len(ids) == 1 && ids[0] == "base" {
@@ -491,8 +492,8 @@ func sessionSets(seen [][]string) [][]string {
 	return seen
 }
 
-// TestAheadFailure has a child that fails ahead. Its client gets the error when it
-// evaluates, the step does not run again, and base does not notice.
+// TestAheadFailure lets a child fail ahead. Its client gets the error when it evaluates,
+// the step does not run again, and base does not notice.
 func TestAheadFailure(t *testing.T) {
 	joinsSteps(t)
 	want := errors.New("child failed")
@@ -518,7 +519,7 @@ func TestAheadFailure(t *testing.T) {
 	e := startEvaluation(t, baseRef)
 	b.waitStarted("own", 1)
 
-	// a stranger that has the failing step runs it
+	// a stranger with the failing step runs it
 	require.Eventually(t, func() bool { return childRef.(*aheadRef).ahead.Err() != nil }, hangs, time.Millisecond)
 	b.fails("own", nil)
 	strangerJob, strangerBridge := b.job("stranger")
@@ -544,8 +545,8 @@ func TestAheadFailure(t *testing.T) {
 	b.requireReleased()
 }
 
-// TestAheadBaseFails has a base that fails, is canceled or ends while a child runs
-// ahead. What runs is canceled, and the client evaluates as if it had not run.
+// TestAheadBaseFails lets base fail, be canceled or end while a child runs ahead. The
+// solver cancels what runs, and the client evaluates as if it had not run.
 func TestAheadBaseFails(t *testing.T) {
 	joinsSteps(t)
 	failure := errors.New("base failed")
@@ -555,7 +556,7 @@ func TestAheadBaseFails(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		stop func(b *aheadBench, e *evaluation)
-		ends bool // the build of base ends then
+		ends bool // the build of base ends afterwards
 	}{
 		{name: "fails", ends: true, stop: func(b *aheadBench, e *evaluation) {
 			b.fails("base", failure)
@@ -599,7 +600,7 @@ func TestAheadBaseFails(t *testing.T) {
 			b.waitCanceled("own")
 			b.waitCanceled("own of grandchild")
 
-			// nothing starts again, whatever base does
+			// nothing starts again, even if base evaluates
 			if !tc.ends {
 				require.NoError(t, evaluate(t, baseRef))
 			}
@@ -607,7 +608,7 @@ func TestAheadBaseFails(t *testing.T) {
 			lateRef := lazySolve(t, lateBridge, raw(t, run(child, "late")))
 			b.release("own")
 			b.release("own of grandchild")
-			require.NoError(t, evaluate(t, childRef), "it is evaluated anew")
+			require.NoError(t, evaluate(t, childRef), "the child is evaluated again")
 			require.NoError(t, evaluate(t, grandchildRef))
 			for _, name := range []string{"base", "child", "own", "grandchild"} {
 				_, canceled := b.runs(name)
@@ -632,8 +633,8 @@ func (b *aheadBench) release(name string) {
 	close(ch)
 }
 
-// TestAheadSharedFailure has base fail in a step that the child runs as well. The
-// client of the child does not get that error when base is gone.
+// TestAheadSharedFailure lets base fail in a step that the child runs too. The child's
+// client does not get that error after base has ended.
 func TestAheadSharedFailure(t *testing.T) {
 	joinsSteps(t)
 	b := newAheadBench(t)
@@ -698,8 +699,8 @@ func TestAheadEnd(t *testing.T) {
 	}
 }
 
-// TestAheadVersions has a child of another compatibility version. Steps that both
-// build at the same time fail, so it waits for its client.
+// TestAheadVersions uses a child of another compatibility version. Steps that both build
+// at the same time would fail, so the child waits for its client.
 func TestAheadVersions(t *testing.T) {
 	joinsSteps(t)
 	b := newAheadBench(t)
@@ -717,8 +718,8 @@ func TestAheadVersions(t *testing.T) {
 	b.notStarted("other")
 }
 
-// TestAheadCacheImport has a child whose cache import takes its time. It does not
-// keep base waiting, as one that the scheduler waits for does.
+// TestAheadCacheImport uses a child with a slow cache import. Base does not wait for it,
+// as it would if the scheduler waited for the import.
 func TestAheadCacheImport(t *testing.T) {
 	joinsSteps(t)
 	b := newAheadBench(t)
@@ -746,9 +747,9 @@ func TestAheadCacheImport(t *testing.T) {
 	require.Equal(t, int64(1), b.imports.Load())
 }
 
-// TestAheadRace has chains whose clients evaluate, cancel, release and end in random
-// order, with steps in common and without. Whatever they do, each gets its results,
-// nothing hangs and nothing is left.
+// TestAheadRace runs chains whose clients evaluate, cancel, release and end in random
+// order, with and without common steps. Each client gets its results, nothing hangs and
+// nothing is left.
 func TestAheadRace(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	rounds := 500
@@ -773,15 +774,15 @@ func TestAheadRace(t *testing.T) {
 	}
 }
 
-// leftOpen is how upstream's scheduler fails a step whose last request is canceled
-// while it is looked at. A build that solves again what it has canceled gets that, with
-// evaluation ahead and without.
+// leftOpen is the error of upstream's scheduler for a step whose last request is canceled
+// while the scheduler handles it. A build that solves a canceled step again can get this
+// error, with and without evaluation ahead.
 const leftOpen = "buildkit scheduler error: return leaving outgoing open"
 
 type raceBuild struct {
 	job   *solver.Job
 	ref   solver.ResultProxy
-	fails bool // by its own step, or by one that it is built on
+	fails bool // its own step fails, or a step that it depends on
 }
 
 func (b *aheadBench) raceRound(t *testing.T, rnd *rand.Rand, round string, joined bool, left *atomic.Int64) {

@@ -23,11 +23,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// This file uses nothing of the change, so its benchmarks can be run in a tree
-// without it as well, to compare the two.
+// This file uses nothing of the change. Its benchmarks also run in a tree without it,
+// to compare the two.
 
-// bench is a solver whose ops run nothing and record the sessions that they
-// are offered.
+// bench is a solver whose ops run nothing and record the sessions that they can ask.
 type bench struct {
 	worker.Worker
 	t      testing.TB
@@ -39,9 +38,9 @@ type bench struct {
 	fail     func(name string) error
 	run      func(ctx context.Context, name string) error
 	pruned   []map[string]bool
-	parsed   atomic.Int64 // sources that a policy was evaluated for
+	parsed   atomic.Int64 // sources for which a policy was evaluated
 	imports  atomic.Int64
-	results  atomic.Int64 // of ops that have not been released
+	results  atomic.Int64 // results of ops that have not been released
 }
 
 func newBench(t testing.TB) *bench {
@@ -73,8 +72,8 @@ func (b *bench) seen(name string) [][]string {
 	return b.sessions[name]
 }
 
-// job starts a build with a session of the same id. Its bridge is what the client
-// of the build talks to.
+// job starts a build with a session of the same id. The client of the build uses the
+// returned bridge.
 func (b *bench) job(id string) (*solver.Job, *provenanceBridge) {
 	j, err := b.solver.NewJob(id)
 	require.NoError(b.t, err)
@@ -157,9 +156,9 @@ func (r *benchResult) Release(context.Context) error {
 	return nil
 }
 
-// freshSteps returns the definition of n exec steps that no solver has seen before:
-// chains of up to 100, as the scheduler takes time that grows with the square of the
-// depth, and their merge.
+// freshSteps returns the definition of n exec steps that no solver has seen before. The
+// steps are chains of up to 100 and their merge, because the scheduler takes time that
+// grows with the square of the depth.
 func freshSteps(b *testing.B, n int) *pb.Definition {
 	def := &pb.Definition{Metadata: map[string]*pb.OpMetadata{}}
 	add := func(op *pb.Op) *pb.Input {
@@ -201,15 +200,15 @@ func freshSteps(b *testing.B, n int) *pb.Definition {
 
 var errLoaded = errors.New("loaded")
 
-// loadOnly is a builder that builds nothing of what has been loaded for it.
+// loadOnly is a builder that does not build what is loaded for it.
 type loadOnly struct{ solver.Builder }
 
 func (loadOnly) Build(context.Context, solver.Edge) (solver.CachedResultWithProvenance, error) {
 	return nil, errLoaded
 }
 
-// BenchmarkSolve has a client solve steps that are new. What it does afterwards
-// is nothing, to evaluate them, or only the part of an evaluation that loads them.
+// BenchmarkSolve lets a client solve new steps. Afterwards, the client does nothing,
+// evaluates them, or does only the part of an evaluation that loads them.
 func BenchmarkSolve(b *testing.B) {
 	for _, n := range []int{10, 100, 1000, 5000} {
 		for _, then := range []string{"nothing", "load", "evaluate"} {

@@ -9,17 +9,17 @@ import (
 	digest "github.com/opencontainers/go-digest"
 )
 
-// deferredCacheManager puts off a cache import until a build needs it: until
-// the definition it belongs to is built, or until a vertex of that definition
-// is looked up by a build that is chained on it.
+// deferredCacheManager defers a cache import until a build needs it: until the
+// definition that it belongs to is built, or until a chained build looks up a vertex
+// of that definition.
 type deferredCacheManager struct {
 	id    string
 	start func() solver.CacheManager
 }
 
-// deferCacheImport returns a cache manager that calls fn to import the cache when
-// it is first used or started, and finds nothing if the build has ended by then.
-// fn runs in the background; methods wait for it.
+// deferCacheImport returns a cache manager that calls fn to import the cache when it
+// is first used or started. If the build has ended by then, the cache manager finds
+// nothing. fn runs in the background; methods wait for it.
 func (b *llbBridge) deferCacheImport(id string, fn func() (solver.CacheManager, error)) solver.CacheManager {
 	j, ok := b.job()
 	if !ok {

@@ -11,11 +11,11 @@ import (
 	"go.opentelemetry.io/otel/metric"
 )
 
-// solverForDebug is the solver that was created last. A daemon has one.
+// solverForDebug is the solver that was created last. A daemon has only one.
 var solverForDebug atomic.Pointer[solver.Solver]
 
-// DebugGraph returns the build graph of this moment for debug handlers, and
-// nil before a solver has been created.
+// DebugGraph returns a snapshot of the build graph for debug handlers, and nil before
+// a solver has been created.
 func DebugGraph() *solver.Graph {
 	s := solverForDebug.Load()
 	if s == nil {
@@ -24,9 +24,8 @@ func DebugGraph() *solver.Graph {
 	return s.Graph()
 }
 
-// observe lets operators see which behavior the daemon has, which builds lend their
-// session, and what for. It fails if the daemon is told to have one that there is
-// not.
+// observe logs which behavior the daemon has, and exports the build graph and its
+// metrics. It fails if the environment asks for an unknown behavior.
 func (s *Solver) observe(mp metric.MeterProvider) error {
 	if err := logLazySolves(); err != nil {
 		return err
@@ -41,7 +40,7 @@ func (s *Solver) observe(mp metric.MeterProvider) error {
 	return nil
 }
 
-// registerChainMetrics exports the statistics of chained builds. All but the
+// registerChainMetrics exports the statistics of chained builds. All metrics except the
 // histogram are computed when they are collected.
 func registerChainMetrics(mp metric.MeterProvider, s *solver.Solver) error {
 	meter := mp.Meter(instrumentationName)

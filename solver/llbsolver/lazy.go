@@ -19,44 +19,44 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// loadedDefinition is a definition after source policy, entitlements and LLB
-// have been checked: everything that is needed to build it, with none of the
-// effects of building it.
+// loadedDefinition is a definition after source policy, entitlements and LLB have
+// been checked. It has everything that is needed to build the definition. Loading has
+// none of the effects of building.
 type loadedDefinition struct {
 	edge   solver.Edge
 	prune  map[string]bool // cache mounts that a no-cache build starts from empty
 	caches []solver.CacheManager
 }
 
-// lazyDefinition is the definition of a ref, once it has been loaded. It is
-// protected by the order of calls: Solve loads it before it returns the ref, and
-// the evaluations that come later are one at a time.
+// lazyDefinition is the definition of a ref, once it has been loaded. The order of
+// calls protects it: Solve loads it before it returns the ref, and later evaluations
+// run one at a time.
 type lazyDefinition struct {
 	done bool
 	def  *loadedDefinition
 	err  error
 
-	ahead *solver.Ahead // set by Solve as well, if the client has the ref
+	ahead *solver.Ahead // also set by Solve, if the client receives the ref
 }
 
-// job returns the job that the bridge solves for. Nested builds have none: what
-// they solve is built at once and released with their parent.
+// job returns the job that the bridge solves for. Nested builds have no job: the
+// daemon builds what they solve at once, and releases it with their parent.
 func (b *llbBridge) job() (*solver.Job, bool) {
 	j, ok := b.builder.(*solver.Job)
 	return j, ok && graphload.Enabled()
 }
 
 // Solve solves req and loads the refs of the result into the graph. A definition
-// that cannot be loaded does not fail Solve: the error waits for the evaluation.
+// that cannot be loaded does not fail Solve: the evaluation returns the error.
 //
-// At the level of the client, results that it passes in chain the job on those
-// that returned them. What a frontend solves for itself does not.
+// If a client calls Solve, the results that it passes in chain the job on the jobs that
+// returned them. What a frontend solves for itself does not chain.
 func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest, sid string) (*frontend.Result, error) {
 	j, ok := b.job()
 	if !ok {
 		return b.solve(ctx, req, sid)
 	}
-	client := b.req == nil && b.rootReq != nil // those of SBOM scanners have neither
+	client := b.req == nil && b.rootReq != nil // bridges of SBOM scanners have neither
 	var bases []*solver.Job
 	if client {
 		bases = chainOnBases(j, req)
@@ -89,7 +89,7 @@ func (b *provenanceBridge) Solve(ctx context.Context, req frontend.SolveRequest,
 // first request.
 const sessionTimeout = 5 * time.Second
 
-// noteSession tells the job about its session, at once if that is connected.
+// noteSession tells the job about its session, at once if the session is connected.
 func (b *llbBridge) noteSession(ctx context.Context, j *solver.Job, sid string) {
 	if b.sm == nil || sid == "" || j.HasSession() {
 		return
@@ -107,10 +107,10 @@ func (b *llbBridge) noteSession(ctx context.Context, j *solver.Job, sid string) 
 	}()
 }
 
-// chainOnBases chains j on the jobs that returned a result which is part of what
-// req takes up, and returns them: any op of an input, or an ancestor of the result of
-// a definition. The result itself is none: who solves it again does not need the
-// other build.
+// chainOnBases chains j on the jobs that returned a result which is part of req, and
+// returns them. A result is part of req if it is any op of an input, or an ancestor of
+// the result of the definition. The result itself does not count: a build that solves
+// it again does not need the other build.
 func chainOnBases(j *solver.Job, req frontend.SolveRequest) (bases []*solver.Job) {
 	for _, def := range req.FrontendInputs {
 		for _, op := range def.GetDef() {
@@ -133,7 +133,7 @@ func chainOnBases(j *solver.Job, req frontend.SolveRequest) (bases []*solver.Job
 	return bases
 }
 
-// resultOp returns the encoded op that a definition results in, or nil.
+// resultOp returns the encoded op of the result of a definition, or nil.
 func resultOp(def *pb.Definition) []byte {
 	dgst, err := definitionHeadDigest(def)
 	if err != nil || dgst == "" {
@@ -172,10 +172,10 @@ func isAncestor(def *pb.Definition, op, result []byte) bool {
 	return false
 }
 
-// load loads the definition of the ref and makes the job of the build the owner
-// of its vertices. The outcome is remembered, because loading can ask a policy of
-// the client that must not be asked twice; only a load that was canceled, or came
-// to the deadline of its request, is tried again.
+// load loads the definition of the ref and makes the job of the build the owner of
+// its vertices. The outcome is remembered, because loading can ask a policy of the
+// client, which must not be asked twice. A load is retried only if it was canceled or
+// reached the deadline of its request.
 func (rp *resultProxy) load(ctx context.Context) (*loadedDefinition, error) {
 	j, ok := rp.b.job()
 	if !ok {
@@ -216,8 +216,7 @@ func lendCaches(j *solver.Job, v solver.Vertex, visited map[solver.Vertex]struct
 	}
 }
 
-// evaluate loads the definition of the ref, if that has not been done, and builds
-// it.
+// evaluate loads the definition of the ref, unless it has been loaded, and builds it.
 func (rp *resultProxy) evaluate(ctx context.Context) (solver.CachedResultWithProvenance, error) {
 	def, err := rp.load(ctx)
 	if err != nil {
@@ -229,7 +228,7 @@ func (rp *resultProxy) evaluate(ctx context.Context) (solver.CachedResultWithPro
 	return rp.b.build(ctx, def)
 }
 
-// build does what loading has put off and builds the definition.
+// build does what loading has deferred, and builds the definition.
 func (b *llbBridge) build(ctx context.Context, def *loadedDefinition) (solver.CachedResultWithProvenance, error) {
 	if j, ok := b.job(); ok && j.Err() != nil {
 		return nil, j.Err()
@@ -253,10 +252,10 @@ func (def *loadedDefinition) startCaches() {
 	}
 }
 
-// evaluateRefs evaluates all refs of a forced solve concurrently, those of
-// attestations included. The first error cancels the others and is returned; the
-// results that are there by then are released, as no one gets their refs. How much
-// runs at once is up to the ops, that acquire the parallelism of their worker.
+// evaluateRefs evaluates all refs of a forced solve concurrently, including those of
+// attestations. The first error cancels the other evaluations and is returned. Results
+// that are complete by then are released, because the client does not receive their
+// refs. Ops acquire the parallelism of their worker, which limits how many run at once.
 func evaluateRefs(ctx context.Context, res *frontend.Result) error {
 	if !graphload.Enabled() {
 		return res.EachRef(func(ref solver.ResultProxy) error {

@@ -81,14 +81,14 @@ func TestLazySolveSwitchedOff(t *testing.T) {
 	require.Equal(t, [][]string{{"child"}}, b.seen("base"))
 }
 
-// frontendFunc is a frontend that solves with what it is given.
+// frontendFunc is a function as a frontend.
 type frontendFunc func(ctx context.Context, br frontend.FrontendLLBBridge, inputs map[string]*pb.Definition, sid string) (*frontend.Result, error)
 
 func (f frontendFunc) Solve(ctx context.Context, br frontend.FrontendLLBBridge, _ executor.Executor, _ map[string]string, inputs map[string]*pb.Definition, sid string, _ *session.Manager) (*frontend.Result, error) {
 	return f(ctx, br, inputs, sid)
 }
 
-// testFrontends has "inner", which solves each of its inputs, and "outer", which
+// testFrontends returns "inner", which solves each of its inputs, and "outer", which
 // solves inner and then something for itself.
 func testFrontends(t *testing.T, own llb.State) map[string]frontend.Frontend {
 	return map[string]frontend.Frontend{
@@ -99,7 +99,7 @@ func testFrontends(t *testing.T, own llb.State) map[string]frontend.Frontend {
 				if err != nil {
 					return nil, err
 				}
-				_, split := solver.SplitResultProxy(r.Ref) // as the forwarder does
+				_, split := solver.SplitResultProxy(r.Ref) // the forwarder does the same
 				res.AddRef(k, split)
 			}
 			return res, nil
@@ -113,8 +113,8 @@ func testFrontends(t *testing.T, own llb.State) map[string]frontend.Frontend {
 	}
 }
 
-// TestChainedOn has a base and another build that solves something with its
-// steps, and says in which cases the other is chained on base.
+// TestChainedOn has the cases in which a build that solves steps of base is chained on
+// it, and those in which it is not.
 func TestChainedOn(t *testing.T) {
 	img := llb.Image("docker.io/library/img")
 	below := run(img, "below")
@@ -163,7 +163,7 @@ func TestChainedOn(t *testing.T) {
 		})
 	}
 
-	// what a build solves for itself, as for an SBOM, comes from no client
+	// what the daemon solves for an SBOM does not come from a client
 	b := newBench(t)
 	_, baseBridge := b.job("base")
 	lazySolve(t, baseBridge, raw(base))
@@ -199,8 +199,8 @@ func TestLazySolveThroughFrontends(t *testing.T) {
 	require.Equal(t, int64(2), parsed, "each source is loaded once")
 }
 
-// TestForcedSolveRegisters has a forced solve and a lazy one of the same step after
-// it. The forced one is the older owner.
+// TestForcedSolveRegisters solves a step forced, and then the same step lazily. The
+// build of the forced solve is the older owner.
 func TestForcedSolveRegisters(t *testing.T) {
 	b := newBench(t)
 	img := llb.Image("docker.io/library/img")
@@ -216,8 +216,8 @@ func TestForcedSolveRegisters(t *testing.T) {
 	require.Equal(t, [][]string{{"forced"}, {"forced", "lazy", "child"}}, b.seen("base"))
 }
 
-// TestLazySolveStranger has a build that solves the same definition as another
-// and is not chained on it.
+// TestLazySolveStranger lets a build solve the same definition as another one, without
+// being chained on it.
 func TestLazySolveStranger(t *testing.T) {
 	b := newBench(t)
 	req := frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))}
@@ -300,10 +300,10 @@ func TestLazySolveCanceledLoad(t *testing.T) {
 	cancel(errors.WithStack(context.Canceled))
 	res, err := br.Solve(ctx, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))}, "")
 	require.NoError(t, err)
-	require.NoError(t, evaluate(t, res.Ref), "a load that was canceled is tried again")
+	require.NoError(t, evaluate(t, res.Ref), "a canceled load is retried")
 }
 
-// TestLazySolveLoadAtDeadline has a client that gives a solve too little time.
+// TestLazySolveLoadAtDeadline uses a client whose deadline for the solve is too short.
 func TestLazySolveLoadAtDeadline(t *testing.T) {
 	b := newBench(t)
 	_, br := b.job("job")
@@ -311,7 +311,7 @@ func TestLazySolveLoadAtDeadline(t *testing.T) {
 	defer cancel()
 	res, err := br.Solve(ctx, frontend.SolveRequest{Definition: marshal(t, run(llb.Image("docker.io/library/img"), "base"))}, "")
 	require.NoError(t, err)
-	require.NoError(t, evaluate(t, res.Ref), "a load that was given up is tried again")
+	require.NoError(t, evaluate(t, res.Ref), "a load that reached its deadline is retried")
 }
 
 func TestLazySolveHasNoEffects(t *testing.T) {
@@ -323,8 +323,8 @@ func TestLazySolveHasNoEffects(t *testing.T) {
 	}
 	_, br := b.job("job")
 	ref := lazySolve(t, br, req)
-	require.Empty(t, b.pruned, "cache mounts are pruned by the build")
-	require.Zero(t, b.imports.Load(), "caches are imported for the build")
+	require.Empty(t, b.pruned, "only building prunes cache mounts")
+	require.Zero(t, b.imports.Load(), "only building imports caches")
 
 	require.NoError(t, evaluate(t, ref))
 	require.Equal(t, []map[string]bool{{"cache": false}}, b.pruned)
@@ -351,13 +351,12 @@ func TestLazySolveCacheImportForChild(t *testing.T) {
 			require.Zero(t, b.imports.Load())
 			_, other := b.job("other")
 			require.NoError(t, evaluate(t, lazySolve(t, other, frontend.SolveRequest{Definition: marshal(t, tc.other)})))
-			require.Equal(t, tc.want, b.imports.Load(), "only a child looks into the cache that base imports")
+			require.Equal(t, tc.want, b.imports.Load(), "only a child queries the cache that base imports")
 		})
 	}
 }
 
-// TestLazySolveCacheImportOfEndedBase has a base that ends before its cache is
-// looked at.
+// TestLazySolveCacheImportOfEndedBase ends a base before its cache is queried.
 func TestLazySolveCacheImportOfEndedBase(t *testing.T) {
 	b := newBench(t)
 	st := run(llb.Image("docker.io/library/img"), "base")
@@ -373,7 +372,7 @@ func TestLazySolveCacheImportOfEndedBase(t *testing.T) {
 	require.Zero(t, b.imports.Load(), "a build that has ended imports nothing")
 }
 
-// plainBuilder is a builder that is not a job, as nested builds have.
+// plainBuilder is a builder that is not a job, like the builder of a nested build.
 type plainBuilder struct {
 	solver.Builder
 }
@@ -397,8 +396,8 @@ func TestLazySolveAfterDiscard(t *testing.T) {
 	require.ErrorIs(t, evaluate(t, ref), solver.ErrJobDiscarded)
 }
 
-// TestForcedSolveReleases has a forced solve of two refs, of which one fails. Nobody
-// gets the other one.
+// TestForcedSolveReleases solves two refs, forced, of which one fails. The client does
+// not receive the other one, so its result is released.
 func TestForcedSolveReleases(t *testing.T) {
 	b := newBench(t)
 	succeeded := make(chan struct{})
@@ -427,7 +426,7 @@ func TestForcedSolveReleases(t *testing.T) {
 	require.Eventually(t, func() bool { return b.results.Load() == 0 }, 10*time.Second, time.Millisecond)
 }
 
-// notifiedRef says when it has been evaluated.
+// notifiedRef signals that it has been evaluated.
 type notifiedRef struct {
 	solver.ResultProxy
 	evaluated chan struct{}
@@ -438,7 +437,8 @@ func (r *notifiedRef) Result(ctx context.Context) (solver.CachedResult, error) {
 	return r.ResultProxy.Result(ctx)
 }
 
-// TestEndedJobKeepsNothing has refs, which hold definitions, go with their build.
+// TestEndedJobKeepsNothing checks that refs, which hold definitions, are freed with their
+// build.
 func TestEndedJobKeepsNothing(t *testing.T) {
 	b := newBench(t)
 	refs := map[string]weak.Pointer[resultProxy]{}
@@ -466,7 +466,7 @@ func TestEndedJobKeepsNothing(t *testing.T) {
 	}
 }
 
-// testRef is a ref whose evaluation is up to the test.
+// testRef is a ref whose evaluation the test controls.
 type testRef struct {
 	solver.ResultProxy
 	id       string
@@ -543,8 +543,8 @@ func TestEvaluateRefs(t *testing.T) {
 	})
 }
 
-// TestSessionConnectsLate has a client whose first request comes before its session.
-// The job knows the session as soon as that is connected, and so when it is closed.
+// TestSessionConnectsLate uses a client whose first request arrives before its session.
+// The job knows the session as soon as it is connected, and notices when it is closed.
 func TestSessionConnectsLate(t *testing.T) {
 	if !graphload.Enabled() {
 		t.Skip("nothing is lent")

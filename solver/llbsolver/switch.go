@@ -5,8 +5,8 @@ import (
 	"github.com/moby/buildkit/util/graphload"
 )
 
-// logLazySolves says at start which behavior the daemon has, or returns why it has
-// none.
+// logLazySolves logs which behavior the daemon has. It returns an error if the
+// environment asks for an unknown one.
 func logLazySolves() error {
 	if err := graphload.Validate(); err != nil {
 		return err
