@@ -25,7 +25,7 @@ import (
 
 var aheadRounds = flag.Int("rounds", 1, "rounds of TestAheadTimes, of which it takes the medians; the bars hold with three or more, on an idle machine")
 
-// aheadEnv is a daemon that evaluates ahead.
+// aheadEnv makes a daemon evaluate ahead.
 var aheadEnv = []string{"BUILDKIT_GRAPHLOAD=ahead"}
 
 func newAheadDaemon(t *testing.T, opt testbed.DaemonOptions) *testbed.Daemon {
@@ -37,12 +37,12 @@ func newAheadDaemon(t *testing.T, opt testbed.DaemonOptions) *testbed.Daemon {
 	return d
 }
 
-// bakeGraph is a bake file whose targets are chained. Each has work of its own that
-// needs its secret and not the results of the others, and then takes what the targets
-// it is chained on have made.
+// bakeGraph is a bake file whose targets are chained. Each target does work that needs
+// its secret and not the results of the others. Then it copies the results of the targets
+// that it is chained on.
 type bakeGraph struct {
 	name    string
-	targets [][]int // for each target those it is chained on, which come before it
+	targets [][]int // for each target, the earlier targets that it is chained on
 	mounts  string  // of the step that works, besides the secret
 	work    string  // a command, sleep 1 by default
 }
@@ -54,8 +54,8 @@ var (
 	single       = bakeGraph{name: "single build", targets: [][]int{nil}}
 )
 
-// write writes the graph with new secrets, so that every step is new, and returns the
-// path of the file.
+// write writes the graph with new secrets, so that every step is new. It returns the path
+// of the file.
 func (g bakeGraph) write(t *testing.T, dir string) string {
 	t.Helper()
 	work := g.work
@@ -96,8 +96,8 @@ func (g bakeGraph) write(t *testing.T, dir string) string {
 	return path
 }
 
-// requireOutput checks that each target has what it made and what the targets below
-// it made.
+// requireOutput checks that each target has its own results and those of the targets
+// below it.
 func (g bakeGraph) requireOutput(t *testing.T, dir string) {
 	t.Helper()
 	made := make([]map[int]bool, len(g.targets))
@@ -122,7 +122,7 @@ func (g bakeGraph) requireOutput(t *testing.T, dir string) {
 	}
 }
 
-// bake bakes the graph and returns how long that took.
+// bake bakes the graph and returns the time it took.
 func (g bakeGraph) bake(t *testing.T, b *testbed.Builder, args ...string) time.Duration {
 	t.Helper()
 	dir := t.TempDir()
@@ -147,7 +147,7 @@ func TestAheadTimes(t *testing.T) {
 		most  float64
 	}{{chainOfFive, 0.35}, {diamondOfSix, 0.55}, {unlinked, 1.1}, {single, 1.1}} {
 		t.Run(tc.graph.name, func(t *testing.T) {
-			tc.graph.bake(t, up) // the files have been sent
+			tc.graph.bake(t, up) // sends the files
 			tc.graph.bake(t, ahead)
 			var upTimes, aheadTimes []time.Duration
 			for range *aheadRounds {
@@ -170,7 +170,7 @@ func evaluatedAhead(d *testbed.Daemon) int {
 	return strings.Count(d.LogTail(-1), "evaluating ahead of the client")
 }
 
-// TestAheadSwitch starts the daemon with values that the switch has, and others.
+// TestAheadSwitch starts the daemon with valid and invalid values of the switch.
 func TestAheadSwitch(t *testing.T) {
 	requireTestbed(t)
 	for value, log := range map[string]string{
@@ -198,7 +198,7 @@ func TestAheadSwitch(t *testing.T) {
 	}
 }
 
-// TestAheadBake runs the bakes of the table of compatibility with evaluation ahead.
+// TestAheadBake runs the scenarios of the compatibility table with evaluation ahead.
 func TestAheadBake(t *testing.T) {
 	d := newAheadDaemon(t, testbed.DaemonOptions{})
 	for version, scenarios := range map[string][]testbed.Scenario{"v0.38.2": testbed.Scenarios, "v0.35.0": testbed.DemoScenarios, "v0.29.1": testbed.DemoScenarios} {
@@ -212,8 +212,8 @@ func TestAheadBake(t *testing.T) {
 	require.NotZero(t, evaluatedAhead(d))
 }
 
-// TestAheadGraphs bakes more graphs with buildx v0.38.2: each target has its secret,
-// and all but the first are evaluated ahead, once.
+// TestAheadGraphs bakes more graphs with buildx v0.38.2. Each target gets its secret, and
+// all targets but the first are evaluated ahead, once.
 func TestAheadGraphs(t *testing.T) {
 	chain := func(n int) (targets [][]int) {
 		for i := range n {
@@ -233,7 +233,7 @@ func TestAheadGraphs(t *testing.T) {
 		{graph: bakeGraph{name: "without cache", targets: chain(4), work: "true"}, args: []string{"--no-cache"}, ahead: 3},
 		{graph: bakeGraph{
 			name: "locked cache mount", targets: chain(5),
-			// fails if another one is in it
+			// fails if the step sees another secret
 			mounts: "--mount=type=cache,id=locked,target=/cache,sharing=locked", work: "mkdir /cache/in && sleep 0.2 && rm -r /cache/in",
 		}, ahead: 4},
 		{graph: bakeGraph{name: "platforms", targets: chain(3), work: "true"}, args: []string{"--set", "*.platform=linux/amd64,linux/arm64"}, ahead: 4},
@@ -247,7 +247,7 @@ func TestAheadGraphs(t *testing.T) {
 			file := tc.graph.write(t, dir)
 			log, err := newBuilderOf(t, "v0.38.2", d).BakeLog(t.Context(), file, nil, tc.args...)
 			require.NoError(t, err, log)
-			if len(tc.args) < 2 { // outputs of several platforms have folders
+			if len(tc.args) < 2 { // outputs of several platforms are in folders
 				tc.graph.requireOutput(t, dir)
 			}
 			require.Equal(t, tc.ahead, evaluatedAhead(d))
@@ -260,7 +260,7 @@ func TestAheadGraphs(t *testing.T) {
 	}
 }
 
-// TestAheadCall has calls that return a description of targets and not their results.
+// TestAheadCall makes calls that return a description of targets, not their results.
 func TestAheadCall(t *testing.T) {
 	d := newAheadDaemon(t, testbed.DaemonOptions{})
 	b := newBuilderOf(t, "v0.38.2", d)
@@ -271,11 +271,11 @@ func TestAheadCall(t *testing.T) {
 		t.Logf("%v: %v", args, err)
 	}
 	require.Zero(t, evaluatedAhead(d))
-	require.NotContains(t, d.LogTail(-1), "> creating", "no step has run")
+	require.NotContains(t, d.LogTail(-1), "> creating", "a step has run")
 }
 
 // TestAheadResults bakes the same file on a daemon without evaluation ahead and on one
-// with it, and compares what comes out: digests, provenance, history.
+// with it, and compares digests, provenance and history.
 func TestAheadResults(t *testing.T) {
 	requireTestbed(t)
 	dir := t.TempDir()
@@ -300,7 +300,7 @@ func TestAheadResults(t *testing.T) {
 			ref, _ := target["buildx.build.ref"].(string)
 			record := historyRecord(t, c, ref[strings.LastIndexByte(ref, '/')+1:])
 			target["history"] = []int32{record.NumCompletedSteps, record.NumTotalSteps, record.NumWarnings}
-			// the image without the provenance, which has the time of the run
+			// compare the image without the provenance, which has the time of the run
 			archive, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("t%d.tar", i)))
 			require.NoError(t, err)
 			target["image"] = imageLayers(t, archive)
@@ -320,8 +320,8 @@ func TestAheadResults(t *testing.T) {
 	require.Equal(t, want, got)
 }
 
-// sharedSession is the session that targets with the same context have in common. It
-// is a new one in each run.
+// sharedSession matches the session that targets with the same context share. It is new
+// in each run.
 var sharedSession = regexp.MustCompile(`(local-sessionid:context[\\": ]+)\w+`)
 
 func anyMap[V any](m map[string]V) map[string]any {

@@ -51,7 +51,7 @@ func (g gate) open(t *testing.T) {
 	}))
 }
 
-// running returns how many steps wait for the gate.
+// running returns the number of steps that wait for the gate.
 func (g gate) running(t *testing.T) int {
 	t.Helper()
 	return len(processesOf(t, "until [ -e /gate/"+g.id))
@@ -67,7 +67,7 @@ func (g gate) waitGone(t *testing.T) {
 	require.Eventually(t, func() bool { return g.running(t) == 0 }, hangTimeout, 5*time.Millisecond, "the step still runs")
 }
 
-// liveBuild is a build of a Go client that goes on until it is told to end.
+// liveBuild is a build of a Go client that stays active until the test ends it.
 type liveBuild struct {
 	peerBuild
 	ctx    context.Context
@@ -127,9 +127,9 @@ func waitBuilt(t *testing.T, d *testbed.Daemon, ref string) {
 	}, hangTimeout, 10*time.Millisecond)
 }
 
-// TestAheadFaults ends base or child in every way, at each stage of an evaluation
-// ahead. What runs for a build that has ended is canceled, the other one goes on as if
-// nothing had run ahead, and nothing is left.
+// TestAheadFaults ends base or child in every way, at each stage of an evaluation ahead.
+// What runs for the ended build is canceled, the other build continues as if nothing had
+// run ahead, and nothing is left.
 func TestAheadFaults(t *testing.T) {
 	bed := newAheadBed(t, testbed.DaemonOptions{})
 	bed.requireWorks(t, bed.client)
@@ -148,7 +148,7 @@ func TestAheadFaults(t *testing.T) {
 			for _, who := range []string{"base", "child"} {
 				for _, how := range []string{"killed", "canceled", "returns"} {
 					if how == "returns" && (stage == running && who == "base" || stage == joined && who == "child") {
-						continue // upstream's daemon goes on with what a build evaluates that returns
+						continue // upstream's daemon continues an evaluation whose build returns
 					}
 					t.Run(fmt.Sprintf("%s %s %s", who, how, stage), func(t *testing.T) {
 						bed.aheadFault(t, who, how, stage == running, stage == allDone, stage == joined)
@@ -243,7 +243,7 @@ func (bed *randomBed) aheadFault(t *testing.T, who, how string, baseRuns, allDon
 		return
 	}
 	if joined {
-		require.Equal(t, 1, gateOwn.running(t), "the client evaluates it")
+		require.Equal(t, 1, gateOwn.running(t), "the client evaluates the step")
 		gateOwn.open(t)
 		require.NoError(t, receive(t, childEvaluation))
 	} else {
@@ -253,7 +253,7 @@ func (bed *randomBed) aheadFault(t *testing.T, who, how string, baseRuns, allDon
 		gateOwn.open(t)
 		err := within(childBuild.ctx, t, childRef.Evaluate)
 		if baseRuns {
-			require.ErrorContains(t, err, "token", "as if nothing had run: base is gone, and so is its secret")
+			require.ErrorContains(t, err, "token", "as if nothing had run: base has ended, so its secret is missing")
 		} else {
 			require.NoError(t, err)
 		}
@@ -262,8 +262,8 @@ func (bed *randomBed) aheadFault(t *testing.T, who, how string, baseRuns, allDon
 	bed.requireWorks(t, bed.client)
 }
 
-// TestAheadFailure has base or child fail. Base's failure stops the child; the child's
-// is reported to its client alone, when it evaluates.
+// TestAheadFailure lets base or child fail. Base's failure stops the child. The child's
+// failure is reported only to its client, when it evaluates.
 func TestAheadFailure(t *testing.T) {
 	bed := newAheadBed(t, testbed.DaemonOptions{})
 	t.Run("of base", func(t *testing.T) {
@@ -289,7 +289,7 @@ func TestAheadFailure(t *testing.T) {
 	})
 	t.Run("of child", func(t *testing.T) {
 		gateBase := bed.gate()
-		// counts how often the child's step runs
+		// this counts how often the child's step runs
 		ran := sh(bed.root, "echo run >> /count/runs; exit 8", llb.AddMount("/count", llb.Scratch(), llb.AsPersistentCacheDir(gateBase.id+"-count", llb.CacheMountShared)))
 		baseState := gateBase.step(bed.root, "true")
 		base := startBuild(t, bed.client, peer{name: "base", locals: bed.locals})
@@ -314,7 +314,7 @@ func TestAheadFailure(t *testing.T) {
 		childRef, err := child.solve(child.ctx, sh(baseState, "true", llb.AddMount("/own", ran)))
 		require.NoError(t, err)
 		done := base.evaluating(baseRef)
-		receive(t, seen) // in the progress of the child
+		receive(t, seen) // the step is in the progress of the child
 		require.Equal(t, 1, gateBase.running(t), "base goes on")
 		require.ErrorContains(t, childRef.Evaluate(child.ctx), "exit code: 8")
 		require.ErrorContains(t, childRef.Evaluate(child.ctx), "exit code: 8")
@@ -330,8 +330,8 @@ func TestAheadFailure(t *testing.T) {
 	})
 }
 
-// TestAheadProgress has a child that runs ahead. Its steps are in its progress while
-// they run and not in that of base, and its history has as many as without.
+// TestAheadProgress lets a child run ahead. Its steps are in its own progress while they
+// run, and not in base's. Its history has as many steps as without evaluation ahead.
 func TestAheadProgress(t *testing.T) {
 	steps := map[string][]int32{}
 	for _, mode := range []string{"1", "ahead"} {
@@ -390,7 +390,7 @@ func TestAheadProgress(t *testing.T) {
 	require.Equal(t, steps["1"], steps["ahead"])
 }
 
-// TestAheadParallelism has a worker with few slots. The steps of base take no longer
+// TestAheadParallelism uses a worker with few slots. The steps of base take no longer
 // than without a child that could run ahead.
 func TestAheadParallelism(t *testing.T) {
 	bed := newAheadBed(t, testbed.DaemonOptions{OCIConfig: "max-parallelism = 1"})
@@ -431,8 +431,8 @@ func TestAheadParallelism(t *testing.T) {
 	require.Less(t, medianOf(beside), allowance(medianOf(alone), 1.5, time.Second), "base waits for the step of the child")
 }
 
-// TestAheadChainsAtOnce builds many chains at once, whose bases evaluate, and checks
-// that nothing of them is left.
+// TestAheadChainsAtOnce builds many chains at once, whose bases evaluate, and checks that
+// nothing is left.
 func TestAheadChainsAtOnce(t *testing.T) {
 	bed := newAheadBed(t, testbed.DaemonOptions{})
 	chain := func(ctx context.Context, i int) error {
@@ -455,7 +455,7 @@ func TestAheadChainsAtOnce(t *testing.T) {
 					return err
 				}
 				if i%5 == 4 {
-					return nil // the client does not want it
+					return nil // the client does not evaluate the child
 				}
 				for file, want := range map[string]string{"/base": base.secrets["token"], "/own": child.secrets["token"]} {
 					seen, err := childRef.ReadFile(ctx, gateway.ReadRequest{Filename: file})

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestBake runs the scenarios of the tables with a buildx that orders nothing itself, and
-// with the one that relies on the daemon.
+// TestBake runs the scenarios of the tables with a buildx that does not order targets, and
+// with the patched one, which relies on the daemon.
 func TestBake(t *testing.T) {
 	requireTestbed(t)
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
@@ -39,8 +39,8 @@ func bakeTwice(t *testing.T, scenario testbed.Scenario, b *testbed.Builder) {
 	}
 }
 
-// TestSwitchedOff has the daemon behave as upstream's: the scenario that never
-// passes there does not pass here either.
+// TestSwitchedOff makes the daemon behave as upstream's: the scenario that never passes
+// there does not pass here either.
 func TestSwitchedOff(t *testing.T) {
 	requireTestbed(t)
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=0"}})

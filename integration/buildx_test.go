@@ -12,13 +12,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// orderedBuildx is the release of buildx that is patched. It orders linked targets
-// itself.
+// orderedBuildx is the release of buildx that the patch is for. Unpatched, it orders
+// linked targets.
 const orderedBuildx = "v0.38.2"
 
-// linkedTargets is a bake file of base and default, which is linked to it. Both do
-// work: that of default is in a stage that does not need base. They see each other
-// in the folder /seen. It is new for each RUN, and so are the steps: without a cache,
+// linkedTargets is a bake file of base and default, which is linked to base. Both do
+// work; the work of default is in a stage that does not need base. They see each other
+// in the folder /seen. The folder and the steps are new for each RUN. With --no-cache,
 // each build would empty the folder when it is evaluated.
 const linkedTargets = `
 variable "RUN" {}
@@ -51,7 +51,7 @@ target "base" {
 }
 `
 
-// bakeLinked bakes linkedTargets with the given commands and returns the progress.
+// bakeLinked bakes linkedTargets with the given commands, and returns the progress.
 func bakeLinked(t *testing.T, b *testbed.Builder, commands map[string]string, args ...string) (string, error) {
 	t.Helper()
 	dir := t.TempDir()
@@ -65,15 +65,15 @@ func bakeLinked(t *testing.T, b *testbed.Builder, commands map[string]string, ar
 	return b.BakeLog(t.Context(), file, env, args...)
 }
 
-// TestLinkedTargets looks in which order targets are evaluated.
+// TestLinkedTargets checks in which order targets are evaluated.
 func TestLinkedTargets(t *testing.T) {
 	requireTestbed(t)
-	// base's step ends when the one of default has run
+	// base's step ends after default's step has run
 	beside := map[string]string{
 		"BASE": "i=0; while [ ! -e /seen/own ]; do [ $i = 600 ] && exit 1; i=$((i+1)); sleep 0.1; done",
 		"OWN":  "echo > /seen/own",
 	}
-	// default's step needs what the one of base has done in the end
+	// default's step needs what base's step does at its end
 	inOrder := map[string]string{
 		"BASE": "sleep 3 && echo > /seen/base",
 		"OWN":  "[ -e /seen/base ]",
@@ -103,8 +103,8 @@ func TestLinkedTargets(t *testing.T) {
 	}
 }
 
-// TestLinkedTargetsFail compares what buildx reports of targets that fail with the
-// unmodified buildx on upstream's daemon.
+// TestLinkedTargetsFail compares what buildx reports of failing targets with what the
+// unmodified buildx reports on upstream's daemon.
 func TestLinkedTargetsFail(t *testing.T) {
 	requireTestbed(t)
 	builders := []*testbed.Builder{

@@ -27,15 +27,15 @@ read -r host
 printf '{"ServerURL":"%%s","Username":"%s","Secret":"%s"}' "$host"
 `
 
-// clientConfig is a configuration of docker.
+// clientConfig is a configuration of the docker CLI.
 type clientConfig struct {
 	name string
-	// write writes config.json for a user, and returns what the environment of the
-	// client needs besides.
+	// write writes config.json for a user, and returns additional environment
+	// variables for the client.
 	write func(t *testing.T, dir string, r *testbed.Registry, user, password string) (env []string)
 }
 
-// clientConfigs are the ways in which docker login leaves a login.
+// clientConfigs are the ways in which docker login stores a login.
 var clientConfigs = []clientConfig{
 	{"auths", func(t *testing.T, dir string, r *testbed.Registry, user, password string) []string {
 		require.NoError(t, testbed.SaveLogin(dir, types.AuthConfig{ServerAddress: r.Host, Username: user, Password: password}))
@@ -60,7 +60,7 @@ var clientConfigs = []clientConfig{
 			Auths map[string]struct{ IdentityToken string }
 		}
 		require.NoError(t, json.Unmarshal(dt, &cfg))
-		// helpers tell by this name that the secret is a token
+		// this name tells that the secret is a token
 		return writeHelper(t, dir, fmt.Sprintf(`{"credHelpers":{%q:"testbed"}}`, r.Host), "<token>", cfg.Auths[r.Host].IdentityToken)
 	}},
 	{"docker login", func(t *testing.T, dir string, r *testbed.Registry, user, password string) []string {
@@ -77,7 +77,7 @@ func writeHelper(t *testing.T, dir, config, user, secret string) []string {
 	return []string{"PATH=" + bin + ":" + os.Getenv("PATH")}
 }
 
-// bakeOf writes a bake of base on an image, and a child that is chained on it.
+// bakeOf writes a bake file with base on an image, and a child that is chained on base.
 func bakeOf(t *testing.T, image, baseStep, childStep, output string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -97,9 +97,9 @@ func bakeOf(t *testing.T, image, baseStep, childStep, output string) string {
 	return filepath.Join(dir, "docker-bake.hcl")
 }
 
-// TestBuildxLogins bakes with the configurations that docker login leaves, and
-// pushes. Registries get the requests that upstream's daemon sends, and clients show
-// that they share a password when they do with that.
+// TestBuildxLogins bakes with the configurations that docker login writes, and pushes.
+// Registries get the requests that upstream's daemon sends. Clients show that they share
+// a password when they do so with upstream's daemon.
 func TestBuildxLogins(t *testing.T) {
 	t.Parallel()
 	bed := newLoginsBed(t)
@@ -116,7 +116,7 @@ func TestBuildxLogins(t *testing.T) {
 			for _, cfg := range clientConfigs {
 				switch {
 				case kind == "basic" && strings.HasPrefix(cfg.name, "identity"), kind == "tokens with GET" && cfg.name != "auths":
-					continue // its server has none
+					continue // its server has no such login
 				case kind != "basic" && kind != "tokens" && !*allCredentials, cfg.name != "auths" && version != "v0.38.2" && !*allCredentials:
 					continue
 				}
@@ -153,7 +153,7 @@ func TestBuildxLogins(t *testing.T) {
 	}
 }
 
-// sharingLines returns the vertices of plain progress that tell of a password.
+// sharingLines returns the vertices of plain progress that mention a shared password.
 func sharingLines(log string) map[string]bool {
 	lines := map[string]bool{}
 	for line := range strings.Lines(log) {
@@ -164,9 +164,8 @@ func sharingLines(log string) map[string]bool {
 	return lines
 }
 
-// TestBuildxLoginsBeside has two bakes of the same targets at once, each with a
-// configuration of its own. The second one begins when the step of base of the first
-// runs.
+// TestBuildxLoginsBeside runs two bakes of the same targets at the same time, each with
+// its own configuration. The second one starts when base's step of the first one runs.
 func TestBuildxLoginsBeside(t *testing.T) {
 	t.Parallel()
 	bed := newLoginsBed(t)
@@ -206,7 +205,7 @@ func TestBuildxLoginsBeside(t *testing.T) {
 	}
 }
 
-// besideBake returns what becomes of two bakes of the same targets.
+// besideBake returns the outcomes of two bakes of the same targets.
 func besideBake(t *testing.T, version string, d *testbed.Daemon, r *testbed.Registry, image, user, password string) string {
 	t.Helper()
 	arrived, release := make(chan struct{}, 2), make(chan struct{})
@@ -241,7 +240,7 @@ func besideBake(t *testing.T, version string, d *testbed.Daemon, r *testbed.Regi
 	go func() { next <- bake(t.Context(), user, password) }()
 	var nextErr error
 	if password == good && user == "user" {
-		// it joins the step, which is released when it is there
+		// the second bake joins the step, which is released after that
 		letGo()
 		nextErr = <-next
 	} else {
@@ -258,11 +257,11 @@ func besideBake(t *testing.T, version string, d *testbed.Daemon, r *testbed.Regi
 	return outcome + "; first: builds"
 }
 
-// buildxError is how buildx begins to say why it failed. It is whichever of its
-// targets, and of its two calls for one, failed first.
+// buildxError matches the start of buildx's error message. The rest depends on which
+// target, and which of the two calls for a target, failed first.
 var buildxError = regexp.MustCompile(`^ERROR: (?:target \w+: )?(?:failed to solve|failed to run Build function): (.*?)(?:: exit status 1)?$`)
 
-// lastError returns what buildx says why it failed.
+// lastError returns the error message of buildx.
 func lastError(err error, host string) string {
 	for line := range strings.Lines(err.Error()) {
 		if m := buildxError.FindStringSubmatch(strings.TrimSpace(line)); m != nil {

@@ -24,9 +24,9 @@ import (
 
 var allCredentials = flag.Bool("credentials", false, "all combinations in the tests of credentials")
 
-// countedLogins is the auth service of a client with a configuration of docker. It
-// counts how often it is asked for a password, and gives one away, and has what it
-// shows of that in the progress of the client.
+// countedLogins is the auth service of a client with a docker configuration. It counts
+// how often it is asked for a password, and how often it returns one. It also records
+// what the progress of the client shows of that.
 type countedLogins struct {
 	auth.AuthServer
 	asked, passwords atomic.Int64
@@ -50,7 +50,7 @@ func newCountedLogins(t *testing.T, config string) *countedLogins {
 	return l
 }
 
-// sharing reports if the client has shown that it gave away a password.
+// sharing reports if the progress has shown that the client shared a password.
 func (l *countedLogins) sharing() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -70,9 +70,8 @@ func (l *countedLogins) Credentials(ctx context.Context, req *auth.CredentialsRe
 	return resp, err
 }
 
-// TestRefusedLogins has registries where only base, or only the child that
-// evaluates first, has a login that is accepted. The other one is logged in nowhere,
-// or with a password that has been changed.
+// TestRefusedLogins uses registries that accept only base's login, or only that of the
+// child, which evaluates first. The other build has no login, or an outdated password.
 func TestRefusedLogins(t *testing.T) {
 	t.Parallel()
 	requireTestbed(t)
@@ -98,7 +97,7 @@ func TestRefusedLogins(t *testing.T) {
 			{name: "none is accepted", base: "old"},
 		} {
 			t.Run(name+"/"+tc.name, func(t *testing.T) {
-				// the daemon keeps the tokens of a repository
+				// the daemon caches the tokens of a repository
 				image := fmt.Sprintf("%s/base%d:latest", r.Host, i)
 				pushState(t, bed.client, push, bed.root, image)
 				require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
@@ -132,20 +131,20 @@ func TestRefusedLogins(t *testing.T) {
 					require.Regexp(t, "401 Unauthorized|authorization failed", err)
 				}
 				for i, l := range logins {
-					require.LessOrEqual(t, l.passwords.Load(), int64(1), "client %d gives away its password once", i)
+					require.LessOrEqual(t, l.passwords.Load(), int64(1), "client %d shares its password at most once", i)
 				}
 				if name == "tokens" {
 					require.Zero(t, logins[0].passwords.Load()+logins[1].passwords.Load(), "passwords stay with clients that fetch tokens")
 				}
 				if tc.base == good {
-					require.Zero(t, logins[1].passwords.Load(), "the child is not asked when base is accepted")
+					require.Zero(t, logins[1].passwords.Load(), "the child is not asked if the server accepts base")
 				}
 			})
 		}
 	}
 }
 
-// TestCredentials has sources for which only base has the credentials. A child
+// TestCredentials uses sources for which only base has the credentials. The child
 // evaluates first.
 func TestCredentials(t *testing.T) {
 	t.Parallel()
@@ -170,7 +169,7 @@ func TestCredentials(t *testing.T) {
 		name  string
 		base  peer
 		state llb.State
-		err   string // without the credentials
+		err   string // error without the credentials
 	}{
 		{
 			name:  "git token",
@@ -215,7 +214,7 @@ func TestCredentials(t *testing.T) {
 				}
 				require.NoError(t, withBase(t.Context()))
 
-				// the same when a build that has none was there before base
+				// the same if a build without credentials started before base
 				require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
 				unrelated := child
 				unrelated.name = "unrelated"

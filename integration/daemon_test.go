@@ -38,8 +38,8 @@ func TestDaemon(t *testing.T) {
 	}
 }
 
-// TestDaemonKilled checks that a killed daemon can be closed, and that the next
-// one on its root answers.
+// TestDaemonKilled checks that a killed daemon can be closed, and that the next daemon on
+// its root answers.
 func TestDaemonKilled(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "root")
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Root: root})
@@ -62,8 +62,8 @@ func TestDaemonDoesNotStart(t *testing.T) {
 	require.ErrorContains(t, err, "failed to start the graphload daemon: ")
 }
 
-// TestDaemonKilledInStep checks that a step does not outlive a daemon that could
-// not end it.
+// TestDaemonKilledInStep checks that a step does not outlive a daemon that could not stop
+// it.
 func TestDaemonKilledInStep(t *testing.T) {
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
 	c := newClient(t, d)
@@ -103,7 +103,7 @@ func processesOf(t *testing.T, s string) []string {
 	require.NoError(t, err)
 	var found []string
 	for _, path := range paths {
-		// it may have ended since
+		// the process may have ended since
 		if dt, _ := os.ReadFile(path); strings.Contains(string(dt), s) {
 			found = append(found, path+": "+string(dt))
 		}

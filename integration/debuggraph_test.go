@@ -21,7 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// debugGraph is what /debug/graph says.
+// debugGraph is the answer of /debug/graph.
 type debugGraph struct {
 	Builds []struct {
 		Ref, Session    string
@@ -76,8 +76,8 @@ func getGraph(t *testing.T, d *testbed.Daemon, query string) *debugGraph {
 	return &g
 }
 
-// getMetrics returns the samples of the change by name, with the label that it
-// has of its own.
+// getMetrics returns the samples of the change's metrics, by name and by the value of
+// the label answered_by.
 func getMetrics(t *testing.T, d *testbed.Daemon) map[string]float64 {
 	t.Helper()
 	out := map[string]float64{}
@@ -100,7 +100,7 @@ func getMetrics(t *testing.T, d *testbed.Daemon) map[string]float64 {
 	return out
 }
 
-// heldSecrets gives secrets when it is released.
+// heldSecrets returns secrets after it is released.
 type heldSecrets struct {
 	value   string
 	asked   chan struct{}
@@ -117,8 +117,8 @@ func (h *heldSecrets) GetSecret(ctx context.Context, _ string) ([]byte, error) {
 	}
 }
 
-// TestDebugGraph looks at chained builds while a step of base waits for its
-// secret: in the graph, on the page, in the metrics and in the log.
+// TestDebugGraph checks chained builds while a step of base waits for its secret: in the
+// graph, on the page, in the metrics and in the log.
 func TestDebugGraph(t *testing.T) {
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
 	c := newClient(t, d)
@@ -206,7 +206,7 @@ func TestDebugGraph(t *testing.T) {
 	require.NotContains(t, log, value)
 }
 
-// TestDebugGraphLarge has a build of 2,000 steps on the page.
+// TestDebugGraphLarge shows a build of 2,000 steps on the page.
 func TestDebugGraphLarge(t *testing.T) {
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
 	c := newClient(t, d)
@@ -230,8 +230,8 @@ func TestDebugGraphLarge(t *testing.T) {
 	}))
 }
 
-// TestQuietLog has chained builds on a daemon without debug messages. All that
-// is logged of the change is the line at start.
+// TestQuietLog runs chained builds on a daemon without debug messages. The change logs
+// nothing but the line at start.
 func TestQuietLog(t *testing.T) {
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Quiet: true})
 	c := newClient(t, d)
@@ -253,7 +253,7 @@ func TestQuietLog(t *testing.T) {
 	require.Empty(t, strings.TrimPrefix(d.LogTail(-1), before))
 }
 
-// TestLazySolveTrace has the daemon export its traces.
+// TestLazySolveTrace lets the daemon export its traces.
 func TestLazySolveTrace(t *testing.T) {
 	requireTestbed(t)
 	var mu sync.Mutex

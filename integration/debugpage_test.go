@@ -31,8 +31,8 @@ import (
 
 var screenshot = flag.String("screenshot", "", "file for a picture of the page of TestDebugPage")
 
-// heldBake are targets that are chained on base. The step of base with a secret
-// waits for HOLD, a URL.
+// heldBake is a bake file with targets that are chained on base. Base's step with a
+// secret waits for HOLD, a URL.
 const heldBake = `
 variable "TOKEN" {}
 variable "HOLD" {}
@@ -105,12 +105,12 @@ target "docs" {
 }
 `
 
-// browserTimeout bounds everything that a browser is asked. The machine may be
-// busy with other tests.
+// browserTimeout bounds all calls to a browser. The machine may be busy with other
+// tests.
 const browserTimeout = time.Minute
 
-// browser is a headless Chromium with one page. It is told what to do through
-// pipes, in the protocol of its developer tools.
+// browser is a headless Chromium with one page. The test controls it through pipes, with
+// the protocol of its developer tools.
 type browser struct {
 	t       *testing.T
 	in, out *os.File
@@ -118,7 +118,7 @@ type browser struct {
 	calls   int
 	session string
 	loaded  int      // pages
-	errors  []string // of scripts, and what the page's policy has blocked
+	errors  []string // errors of scripts, and what the page's policy has blocked
 }
 
 // browserMessage is an answer or an event.
@@ -132,8 +132,8 @@ type browserMessage struct {
 	} `json:"error"`
 }
 
-// newBrowser starts a browser for the test, which fails if the browser has
-// reported errors by then.
+// newBrowser starts a browser for the test. The test fails if the browser has reported
+// errors by its end.
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
 	path := testutil.RequireCommand(t, "chromium")
@@ -158,10 +158,10 @@ func newBrowser(t *testing.T) *browser {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = cmd.Wait() // its exit code says nothing about the page
+		_ = cmd.Wait() // the exit code does not depend on the page
 	}()
 	t.Cleanup(func() {
-		in.Close() // which ends it, as the end of this process would
+		in.Close() // the browser ends when its input is closed
 		out.Close()
 		select {
 		case <-done:
@@ -212,7 +212,7 @@ func (b *browser) call(method string, params, result any) {
 	}
 }
 
-// read waits for the next message and notes what it says of the page.
+// read waits for the next message and records what it says about the page.
 func (b *browser) read(waitsFor string) (msg browserMessage) {
 	b.t.Helper()
 	require.NoError(b.t, b.out.SetReadDeadline(time.Now().Add(browserTimeout)))
@@ -234,7 +234,7 @@ func (b *browser) read(waitsFor string) (msg browserMessage) {
 	return msg
 }
 
-// load does what makes the browser load a page, and waits for that.
+// load calls a function that makes the browser load a page, and waits for the page.
 func (b *browser) load(action func()) {
 	b.t.Helper()
 	before := b.loaded
@@ -249,8 +249,8 @@ func (b *browser) open(url string) {
 	b.load(func() { b.call("Page.navigate", map[string]any{"url": url}, nil) })
 }
 
-// eval has the page evaluate an expression, and wait for it if it is a promise.
-// Values in it are given as those of fmt.
+// eval lets the page evaluate an expression, and waits for the result if it is a promise.
+// The expression is a format for fmt.
 func (b *browser) eval(result any, expression string, values ...any) {
 	b.t.Helper()
 	for i, v := range values {
@@ -270,13 +270,13 @@ func (b *browser) eval(result any, expression string, values ...any) {
 	}
 }
 
-// choose chooses an option as a user does.
+// choose selects an option as a user does.
 func (b *browser) choose(id, value string) {
 	b.t.Helper()
 	b.eval(nil, `(() => { const el = document.getElementById(%s); el.value = %s; el.dispatchEvent(new Event("change", {bubbles: true})); })()`, id, value)
 }
 
-// count returns how many elements a selector finds.
+// count returns the number of elements that a selector finds.
 func (b *browser) count(selector string) (n int) {
 	b.t.Helper()
 	b.eval(&n, `document.querySelectorAll(%s).length`, selector)
@@ -290,7 +290,7 @@ func (b *browser) text(id string) (s string) {
 	return s
 }
 
-// drawn waits until what has been done is on the screen.
+// drawn waits until earlier changes are on the screen.
 func (b *browser) drawn() {
 	b.t.Helper()
 	b.eval(nil, `new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))`)
@@ -312,8 +312,7 @@ func (b *browser) click(digest string) {
 	}
 }
 
-// picture takes a picture of what is in a window of that size, at twice the
-// resolution.
+// picture takes a picture of a window of the given size, at twice the resolution.
 func (b *browser) picture(path string, width, height int) {
 	b.t.Helper()
 	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": height, "deviceScaleFactor": 2, "mobile": false}, nil)
@@ -336,11 +335,11 @@ func debugURL(t *testing.T, d *testbed.Daemon) string {
 	return debug.URL
 }
 
-// The size of the window of the picture.
+// Size of the window for the picture.
 const pictureWidth, pictureHeight = 1500, 500
 
-// TestDebugPage has a browser draw the graph of a bake that is stopped halfway,
-// and uses the page.
+// TestDebugPage lets a browser draw the graph of a bake that is stopped halfway, and uses
+// the page.
 func TestDebugPage(t *testing.T) {
 	requireTestbed(t)
 	page := newBrowser(t)
@@ -372,7 +371,7 @@ func TestDebugPage(t *testing.T) {
 		t.Fatal("the bake did not wait")
 	}
 
-	// until all targets are there and wait for that step
+	// wait until all targets are there and wait for that step
 	var g *debugGraph
 	require.Eventually(t, func() bool {
 		g = getGraph(t, d, "")
@@ -403,7 +402,7 @@ func TestDebugPage(t *testing.T) {
 	}
 	page.open(address + "#" + step.Digest)
 	require.Equal(t, len(g.Steps), page.count(".node"))
-	requireDetails(step) // that the address names
+	requireDetails(step) // the one that the address names
 	var all string
 	page.eval(&all, `document.documentElement.outerHTML`)
 	require.NotContains(t, all, value)
@@ -435,7 +434,7 @@ func TestDebugPage(t *testing.T) {
 	require.Equal(t, "2 found", page.text("found"))
 	require.Equal(t, len(g.Steps)-2, page.count(".node.dim"))
 
-	// one timer, whatever was chosen before
+	// there is one timer, whatever was selected before
 	page.eval(nil, `(() => {
 		const set = window.setTimeout, clear = window.clearTimeout;
 		window.timers = new Map();
@@ -450,15 +449,15 @@ func TestDebugPage(t *testing.T) {
 	require.Equal(t, []int{10_000}, timers)
 	page.eval(nil, `window.addEventListener("pagehide", () => sessionStorage.setItem("graph.refresh", JSON.stringify("0")))`) // once is enough
 	page.load(func() { page.choose("refresh", "2") })
-	require.Equal(t, "2 found", page.text("found"), "what was looked for is still there")
+	require.Equal(t, "2 found", page.text("found"), "the search is kept")
 
 	goOn()
 	require.NoError(t, errors.Wrap(<-baked, "bake"))
 	require.Empty(t, page.errors)
 }
 
-// TestDebugPageLarge has a browser draw 2,000 steps, and measures how long it
-// takes until they can be seen and used.
+// TestDebugPageLarge lets a browser draw 2,000 steps, and measures the time until they
+// can be seen and used.
 func TestDebugPageLarge(t *testing.T) {
 	requireTestbed(t)
 	page := newBrowser(t)

@@ -41,8 +41,8 @@ func requireDocker(t *testing.T) {
 	require.NoError(t, testbed.FetchDocker(t.Context()))
 }
 
-// imageSet are images for this machine, with the binaries of either build: they
-// differ in buildkitd and buildctl only. Each is built when a test needs it.
+// imageSet has images for this machine, one for each flavor. They differ only in
+// buildkitd and buildctl. Each is built when a test needs it.
 type imageSet struct {
 	mu    sync.Mutex
 	dir   string
@@ -51,14 +51,14 @@ type imageSet struct {
 
 var containerImages imageSet
 
-// removeImages removes what the tests have built.
+// removeImages removes the images that the tests have built.
 func removeImages() {
 	if containerImages.dir != "" {
 		os.RemoveAll(containerImages.dir)
 	}
 }
 
-// imageOf is a name that no registry can be asked about.
+// imageOf returns a name that resolves to no registry.
 func imageOf(flavor testbed.Flavor, v release.Variant) string {
 	return "127.0.0.1:1/" + string(flavor) + ":" + string(v)
 }
@@ -209,8 +209,8 @@ func startDocker(t *testing.T) *testbed.Docker {
 	return d
 }
 
-// newContainerBuilder creates the builder for the test. The next one has the
-// same container, so it has to be of another test.
+// newContainerBuilder creates the builder for the test. All builders use the same
+// container, so a test can have only one.
 func newContainerBuilder(t *testing.T, d *testbed.Docker, version, image string) *testbed.Builder {
 	t.Helper()
 	b, err := d.NewBuilder(t.Context(), version, builderName, image)
@@ -219,15 +219,15 @@ func newContainerBuilder(t *testing.T, d *testbed.Docker, version, image string)
 	return b
 }
 
-// builderName is the name of the builder, and containerName the one of the
-// container that buildx makes for it.
+// builderName is the name of the builder, and containerName that of the container that
+// buildx creates for it.
 const (
 	builderName   = "proof"
 	containerName = "buildx_buildkit_" + builderName + "0"
 )
 
-// TestDockerContainer bakes the scenarios through the docker-container driver with
-// the image of this repository.
+// TestDockerContainer bakes the scenarios through the docker-container driver, with the
+// image of this repository.
 func TestDockerContainer(t *testing.T) {
 	d := newDocker(t, release.Rootful, testbed.Graphload)
 	bakeInContainer(t, d, imageOf(testbed.Graphload, release.Rootful), *containerRuns)
@@ -244,7 +244,7 @@ func bakeInContainer(t *testing.T, d *testbed.Docker, image string, runs int) {
 }
 
 // TestDockerShippedImage bakes the scenarios with the image that graphload dist has
-// written, loaded under the name that the README gives to buildx.
+// written, loaded under the name that the README uses.
 func TestDockerShippedImage(t *testing.T) {
 	requireDocker(t)
 	root, err := upstream.Root()
@@ -268,7 +268,7 @@ func TestDockerShippedImage(t *testing.T) {
 	bakeInContainer(t, d, image, 1)
 }
 
-// TestDockerContainerTools runs what a daemon starts, in the image.
+// TestDockerContainerTools runs the programs that a daemon starts, in the image.
 func TestDockerContainerTools(t *testing.T) {
 	for _, v := range release.Variants {
 		t.Run(string(v), func(t *testing.T) {
@@ -290,8 +290,8 @@ func TestDockerContainerTools(t *testing.T) {
 	}
 }
 
-// cloneRepositories clones what newRepositories made as BuildKit's git source
-// does. That owner and transport are allowed is only for the test.
+// cloneRepositories clones the repositories of newRepositories as BuildKit's git source
+// does. Only the test allows the owner and the transport.
 const cloneRepositories = `
 git config --global safe.directory '*'
 git config --global protocol.file.allow always
@@ -329,9 +329,9 @@ func newRepositories(t *testing.T) string {
 	return dir
 }
 
-// TestDockerContainerUpgrade replaces the image below a builder: from upstream's
-// daemon to the one of this repository and back, on the same volume. What was
-// computed stays computed, and the history keeps all builds.
+// TestDockerContainerUpgrade replaces the image of a builder: from upstream's daemon to
+// that of this repository and back, on the same volume. The cache is kept, and the
+// history keeps all builds.
 func TestDockerContainerUpgrade(t *testing.T) {
 	d := newDocker(t, release.Rootful, testbed.Upstream, testbed.Graphload)
 	dir := t.TempDir()
@@ -367,11 +367,11 @@ func TestDockerContainerUpgrade(t *testing.T) {
 				require.Contains(t, logs, "RUN echo made by a step", "the log of the first build")
 			}
 		})
-		require.True(t, ok, "the next one continues what this one left")
+		require.True(t, ok, "the next daemon continues with the state of this one")
 	}
 }
 
-// histories returns the refs of all builds that the daemon knows.
+// histories returns the refs of all builds in the history of the daemon.
 func histories(t *testing.T, d *testbed.Docker) (refs []string) {
 	t.Helper()
 	out, err := d.Run(t.Context(), "exec", containerName, "buildctl", "debug", "histories", "--format", "{{.Record.Ref}}")
@@ -384,8 +384,8 @@ func histories(t *testing.T, d *testbed.Docker) (refs []string) {
 	return refs
 }
 
-// TestDockerRootless starts the rootless image and bakes the scenarios in it. Where
-// the machine does not let a user make namespaces, the test says what it said.
+// TestDockerRootless starts the rootless image and bakes the scenarios in it. If the
+// machine does not let a user create namespaces, the test logs the reason.
 func TestDockerRootless(t *testing.T) {
 	d := newDocker(t, release.Rootless, testbed.Graphload)
 	const name = "rootless"
