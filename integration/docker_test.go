@@ -385,7 +385,7 @@ func histories(t *testing.T, d *testbed.Docker) (refs []string) {
 }
 
 // TestDockerRootless starts the rootless image and bakes the scenarios in it. If the
-// machine does not let a user create namespaces, the test logs the reason.
+// machine does not let a user create namespaces, the test fails with the container's log.
 func TestDockerRootless(t *testing.T) {
 	d := newDocker(t, release.Rootless, testbed.Graphload)
 	const name = "rootless"

@@ -44,10 +44,10 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 )
 
-// addedCap is what a client can see of the change.
+// addedCap is the capability that tells clients of the change.
 const addedCap = "gateway.solve.load"
 
-// addedDebug are the answers of debug handlers that upstream does not have.
+// addedDebug are answers of debug handlers that upstream does not have.
 var addedDebug = map[string]string{
 	"GET /debug/graph":                                    "200 application/json",
 	"metric buildkit_graphload_chains gauge":              "",
@@ -56,9 +56,8 @@ var addedDebug = map[string]string{
 	"metric buildkit_graphload_vertices_owned gauge":      "",
 }
 
-// TestDropIn compares the binaries with upstream's. Other than the version, the
-// capability that tells of the change, and what operators see of it at the debug
-// address, nothing may differ.
+// TestDropIn compares the binaries with upstream's. Only three things may differ: the
+// version, the capability of the change, and what the debug address shows of it.
 func TestDropIn(t *testing.T) {
 	requireTestbed(t)
 	t.Run("help", testDropInHelp)
@@ -90,7 +89,7 @@ func TestDropIn(t *testing.T) {
 	})
 }
 
-// requireSame compares what was found out about upstream's daemon and ours.
+// requireSame compares the findings about upstream's daemon and ours.
 func requireSame(t *testing.T, want, got map[string]string) {
 	t.Helper()
 	require.NotEmpty(t, want)
@@ -112,15 +111,15 @@ func versionOf(t *testing.T, bin string) []string {
 
 var (
 	logTime    = regexp.MustCompile(`time="[^"]*"`)
-	sourceLine = regexp.MustCompile(`\.go:\d+`) // seams move what follows them
+	sourceLine = regexp.MustCompile(`\.go:\d+`) // seams move the lines that follow them
 	workerID   = regexp.MustCompile(`\\"[a-z0-9]{25}\\"`)
 )
 
-// normalize replaces what names the binary or the run.
+// normalize replaces the parts that name the binary or the run.
 func normalize(t *testing.T, bin, out string, temporary ...string) string {
 	t.Helper()
 	version := versionOf(t, bin)[1:]
-	out = strings.ReplaceAll(out, " \n", "\n") // upstream's has no revision
+	out = strings.ReplaceAll(out, " \n", "\n") // upstream's binary has no revision
 	out = strings.ReplaceAll(out, strings.Join(version, " "), "<version>")
 	for _, field := range version[1:] {
 		out = strings.ReplaceAll(out, field, "<version>")
@@ -148,7 +147,7 @@ func testDropInHelp(t *testing.T) {
 	}
 }
 
-// helpCommands are the lines of a help text that name commands.
+// helpCommands matches the lines of a help text that name commands.
 var helpCommands = regexp.MustCompile(`(?m)^COMMANDS:\n((?:   .*\n)+)`)
 
 // help returns the help texts of a binary and of the commands that they name.
@@ -184,7 +183,7 @@ func testDropInConfigKeys(t *testing.T, unmodified, ours source) {
 // source returns the files of Go code, without the tests, in a folder of a tree.
 type source func(dir string) map[string][]byte
 
-// sources returns upstream's tree and ours.
+// sources returns the sources of upstream's tree and ours.
 func sources(t *testing.T) (unmodified, ours source) {
 	t.Helper()
 	bin, err := testbed.Binary(testbed.Upstream, "buildkitd")
@@ -223,8 +222,8 @@ func sources(t *testing.T) (unmodified, ours source) {
 	}
 }
 
-// configKeys returns the fields of the structs in a package, and in those of
-// BuildKit that their types come from.
+// configKeys returns the fields of the structs in a package, and in the packages of
+// BuildKit that define their types.
 func configKeys(t *testing.T, src source, pkg string) []string {
 	t.Helper()
 	fset := token.NewFileSet()
@@ -276,8 +275,8 @@ func configKeys(t *testing.T, src source, pkg string) []string {
 	return slices.Sorted(maps.Keys(keys))
 }
 
-// fields returns the fields of a struct with their types and tags, and any other
-// type as it is.
+// fields returns the fields of a struct with their types and tags, and any other type
+// unchanged.
 func fields(t *testing.T, fset *token.FileSet, spec *ast.TypeSpec) (out []string) {
 	t.Helper()
 	text := func(n ast.Node) string {
@@ -375,8 +374,7 @@ func testDropInExitCodes(t *testing.T) {
 	}
 }
 
-// exits runs a command that ends by itself with the exit code, and returns what it
-// prints.
+// exits runs a command that ends by itself with the exit code, and returns its output.
 func exits(t *testing.T, code int, bin string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), hangTimeout) // it might go on
@@ -392,8 +390,7 @@ func exits(t *testing.T, code int, bin string, args ...string) string {
 	return string(dt)
 }
 
-// withoutStartLine removes the line that says which of the two behaviors the
-// daemon has.
+// withoutStartLine removes the line that says which behavior the daemon has.
 func withoutStartLine(log string) string {
 	var out strings.Builder
 	for line := range strings.Lines(log) {
@@ -404,9 +401,9 @@ func withoutStartLine(log string) string {
 	return out.String()
 }
 
-// plainDaemon returns the command of a daemon with its state and sockets in dir,
-// and nothing else that is not the default, and the address it listens at. A
-// containerd of the machine is left alone.
+// plainDaemon returns the command of a daemon with its state and sockets in dir and
+// otherwise the default configuration, and the address that it listens on. It does not
+// use a containerd of the machine.
 func plainDaemon(t *testing.T, flavor testbed.Flavor, dir, socket string, args ...string) (*exec.Cmd, string) {
 	t.Helper()
 	bin, err := testbed.Binary(flavor, "buildkitd")
@@ -416,8 +413,8 @@ func plainDaemon(t *testing.T, flavor testbed.Flavor, dir, socket string, args .
 	return exec.CommandContext(t.Context(), bin, args...), addr
 }
 
-// startPlain starts the command and returns a client when the daemon listens.
-// What is left of it ends with the test.
+// startPlain starts the command, and returns a client when the daemon listens. The end
+// of the test ends what is left of it.
 func startPlain(t *testing.T, cmd *exec.Cmd, addr string) *client.Client {
 	t.Helper()
 	// mounts of the daemon end with it
@@ -427,7 +424,7 @@ func startPlain(t *testing.T, cmd *exec.Cmd, addr string) *client.Client {
 	require.NoError(t, cmd.Start())
 	testbed.OnAbort(func() error { return cmd.Process.Kill() })
 	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it can have ended
+		cmd.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may have ended
 		cmd.Wait()                          //nolint:errcheck
 	})
 	c, err := client.New(t.Context(), addr)
@@ -439,8 +436,8 @@ func startPlain(t *testing.T, cmd *exec.Cmd, addr string) *client.Client {
 	return c
 }
 
-// testDropInStop compares how daemons end: when they are told to, and when
-// another one has their root.
+// testDropInStop compares how daemons end: when they are stopped, and when another
+// daemon uses their root.
 func testDropInStop(t *testing.T) {
 	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -469,9 +466,9 @@ func testDropInStop(t *testing.T) {
 	}
 }
 
-// testDropInDefaults compares what the default configuration makes of a worker:
-// snapshotter, network, platforms, devices and when garbage is collected, of the
-// socket, and of what builds ask for: frontends and entitlements.
+// testDropInDefaults compares the effect of the default configuration: on the worker
+// (snapshotter, network, platforms, devices, garbage collection), on the socket, and on
+// what builds may ask for (frontends and entitlements).
 func testDropInDefaults(t *testing.T) {
 	var found []map[string]string
 	for _, flavor := range testbed.Flavors {
@@ -552,12 +549,12 @@ var (
 	metricName   = regexp.MustCompile(`(?m)^# TYPE (\S+ \S+)$`)
 )
 
-// debugPatterns returns the patterns that the daemon gives to Handle and
-// HandleFunc, with the constants that they are made of.
+// debugPatterns returns the patterns that the daemon passes to Handle and HandleFunc,
+// with the values of constants in them.
 func debugPatterns(t *testing.T, src source) (patterns []string) {
 	t.Helper()
 	fset, consts := token.NewFileSet(), map[string]string{}
-	// value is that of a literal, a constant or their sum
+	// value returns the value of a literal, a constant or their sum
 	var value func(e ast.Expr) (string, bool)
 	value = func(e ast.Expr) (string, bool) {
 		switch e := e.(type) {
@@ -575,7 +572,7 @@ func debugPatterns(t *testing.T, src source) (patterns []string) {
 		return "", false
 	}
 	files := src("cmd/buildkitd")
-	for _, name := range slices.Sorted(maps.Keys(files)) { // constants before their use, as upstream names its files
+	for _, name := range slices.Sorted(maps.Keys(files)) { // in this order, upstream's files define constants before they use them
 		f, err := parser.ParseFile(fset, name, files[name], parser.SkipObjectResolution)
 		require.NoError(t, err)
 		ast.Inspect(f, func(n ast.Node) bool {
@@ -610,8 +607,8 @@ func debugClient(t *testing.T, d *testbed.Daemon) *http.Client {
 	return hc
 }
 
-// debugEndpoints asks the debug handlers with these patterns, and the one that is
-// added.
+// debugEndpoints sends requests to the debug handlers with these patterns, and to the
+// added one.
 func debugEndpoints(t *testing.T, d *testbed.Daemon, patterns []string) map[string]string {
 	hc := debugClient(t, d)
 	out := map[string]string{}
@@ -664,8 +661,8 @@ func debugEndpoints(t *testing.T, d *testbed.Daemon, patterns []string) map[stri
 	return out
 }
 
-// capabilities returns what the daemon tells a client about each of its
-// capabilities, known to this client or not.
+// capabilities returns what the daemon tells a client about each of its capabilities,
+// including those that this client does not know.
 func capabilities(t *testing.T, d *testbed.Daemon) map[string]string {
 	conn, err := grpc.NewClient(d.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)

@@ -18,12 +18,12 @@ import (
 
 var engineTests = flag.Bool("engine", false, "run the tests of the Docker engine that graphload engine has built")
 
-// engineBuildx are the versions of buildx that bake on engines: one that chains
-// targets and evaluates them at once, one that evaluates in parallel, and one in
-// order.
+// engineBuildx are the versions of buildx that bake on engines. v0.29.1 evaluates chained
+// targets at once, v0.35.0 in parallel, and v0.38.2 in order.
 var engineBuildx = []string{"v0.29.1", "v0.35.0", "v0.38.2"}
 
-// newEngine starts an engine for the test, unless graphload engine --test does not run it.
+// newEngine starts an engine for the test. It skips the test unless graphload engine
+// --test runs it.
 func newEngine(t *testing.T, opt testbed.EngineOptions) *testbed.Engine {
 	t.Helper()
 	requireTestbed(t)
@@ -107,7 +107,7 @@ func TestEngineGraphDriver(t *testing.T) {
 	runEngineScenarios(t, testbed.EngineOptions{GraphDriver: true}, scenarios, "")
 }
 
-// runEngineScenarios bakes the scenarios. With the oldest buildx, upstream's engine must fail
+// runEngineLoops bakes the scenarios. With the oldest buildx, upstream's engine must fail
 // in the one that is named.
 func runEngineScenarios(t *testing.T, opt testbed.EngineOptions, scenarios []testbed.Scenario, fails string) {
 	t.Helper()
@@ -160,8 +160,8 @@ func bakeByTurns(t *testing.T, engines map[testbed.Flavor]*testbed.Engine, scena
 	return passes
 }
 
-// isLoss tells if a bake failed because a step did not get what its target offers.
-// Other failures, as that of an engine that runs no step, prove nothing.
+// isLoss reports if a bake failed because a step did not get what its target offers.
+// Other failures, such as that of an engine that runs no step, prove nothing.
 func isLoss(err error) bool {
 	for _, text := range []string{"secret token: not found", "secret source: not found", "secret console: not found", `[ -n "$SOURCE" ]`, `[ -n "$CONSOLE" ]`, "[ \"$(cat /agent)\" = forwarded ]"} {
 		if strings.Contains(err.Error(), text) {
@@ -188,11 +188,11 @@ func TestEngineSwitch(t *testing.T) {
 			failed++
 		}
 	}
-	require.NotZero(t, failed, "it behaves as upstream's engine")
+	require.NotZero(t, failed, "the engine behaves as upstream's")
 }
 
-// TestEngineUpgrade replaces the engine below its data: upstream's by this one and
-// back. What was computed stays computed, and images stay.
+// TestEngineUpgrade replaces the engine and keeps its data: upstream's engine by this one,
+// and back. The cache and the images are kept.
 func TestEngineUpgrade(t *testing.T) {
 	root, dir := t.TempDir(), t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(filepath.Join(dir, "rootfs")))

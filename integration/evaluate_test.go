@@ -16,9 +16,9 @@ import (
 	"github.com/tonistiigi/fsutil"
 )
 
-// TestForcedEvaluation solves a Dockerfile for four platforms with Evaluate
-// set. The refs of the result are evaluated at the same time, and the first
-// failure ends the others.
+// TestForcedEvaluation solves a Dockerfile for four platforms with Evaluate set. The refs
+// of the result are evaluated at the same time, and the first failure cancels the
+// others.
 func TestForcedEvaluation(t *testing.T) {
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload})
 	c := newClient(t, d)
@@ -59,7 +59,7 @@ func TestForcedEvaluation(t *testing.T) {
 		return took, failed, returned, err
 	}
 
-	_, _, _, err = solve("true") // the files have been copied
+	_, _, _, err = solve("true") // copies the files
 	require.NoError(t, err)
 	// each step waits until all four are running
 	met, _, _, err := solve(`mkdir -p /met/$TARGETPLATFORM/here; for i in $(seq 600); do [ $(ls -d /met/linux/*/here /met/linux/*/*/here 2>/dev/null | wc -l) = 4 ] && exit; sleep 0.1; done; false`)

@@ -29,9 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hangTimeout is how long anything may take that ends at all. It is not for what must
-// be fast: a loaded machine can take a minute for what takes a second elsewhere, and
-// daemons take as long after a large graph has been canceled.
+// faultTimeout bounds what happens after a fault.
 const hangTimeout = 3 * time.Minute
 
 // within fails the test when f hangs.
@@ -63,7 +61,7 @@ func receive[T any](t *testing.T, ch <-chan T) (v T) {
 	return v
 }
 
-// await waits for a function, but not for ever.
+// await waits for a function, with a bound.
 func await[T any](t *testing.T, f func() T) T {
 	t.Helper()
 	ch := make(chan T, 1)
@@ -80,7 +78,7 @@ func marshal(t *testing.T, st llb.State) []byte {
 	return dt
 }
 
-// chain is a step of base that only base has the secret for.
+// chain has a step of base that needs a secret of base.
 func (bed *randomBed) chain(name, script string) (base peer, child peer, state llb.State) {
 	base = peer{name: "base of " + name, secrets: map[string]string{"token": "base"}, locals: bed.locals}
 	child = peer{name: "child of " + name, secrets: map[string]string{}, locals: bed.locals}
@@ -199,7 +197,7 @@ func TestClientFaults(t *testing.T) {
 		require.Less(t, time.Since(start), time.Minute)
 		p.signal(t, syscall.SIGCONT)
 		bed.requireWorks(t, bed.client)
-		// the build of the client that goes on has lost its session, and ends
+		// the client continues, but its build has lost its session and ends
 		t.Logf("client of base: %s", p.end(t))
 	})
 
@@ -250,7 +248,7 @@ func TestClientFaults(t *testing.T) {
 		require.NoError(t, base.run(t.Context(), bed.client, func(ctx context.Context, b peerBuild) error {
 			outcomes := map[bool]int{}
 			for range 100 {
-				// without a local source there is nothing but the load
+				// without a local source, Solve only loads
 				st := llb.Scratch()
 				for range 10 {
 					st = st.File(llb.Mkdir("/"+identity.NewID(), 0o755))
@@ -264,7 +262,7 @@ func TestClientFaults(t *testing.T) {
 					require.ErrorContains(t, err, context.Canceled.Error())
 				}
 				outcomes[err == nil]++
-				// whichever it was, the next one works
+				// in either case, the next build works
 				ref, err := b.solve(ctx, st)
 				require.NoError(t, err)
 				require.NoError(t, within(ctx, t, ref.Evaluate))
@@ -284,7 +282,7 @@ func TestClientFaults(t *testing.T) {
 
 	t.Run("load canceled", func(t *testing.T) {
 		base, child, state := bed.chain(t.Name(), "true")
-		// the definition is being loaded while the policy is asked
+		// while the policy is asked, the definition is being loaded
 		asked := make(chan struct{}, 1)
 		answer := make(chan struct{})
 		base.policy = policysession.NewPolicyProvider(func(ctx context.Context, _ *policysession.CheckPolicyRequest) (*policysession.DecisionResponse, *gatewaypb.ResolveSourceMetaRequest, error) {
@@ -375,12 +373,12 @@ func (p peer) export(ctx context.Context, c *client.Client, st llb.State, w io.W
 	return errors.Wrapf(err, "export of %s", p.name)
 }
 
-// TestDaemonFaults ends the daemon in the middle of a chain and builds another
-// on the same root.
+// TestDaemonFaults ends the daemon in the middle of a chain, and builds another chain on
+// the same root.
 func TestDaemonFaults(t *testing.T) {
 	t.Parallel()
 	for sig, script := range map[syscall.Signal]string{
-		// it lets steps end
+		// the daemon lets running steps end
 		syscall.SIGTERM: "echo started; sleep 1",
 		syscall.SIGKILL: "echo started; sleep 100",
 	} {
@@ -412,8 +410,8 @@ func TestDaemonFaults(t *testing.T) {
 						return child.run(ctx, c, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(state, "true")) })
 					})
 				}()
-				// what clients are told by a daemon that lets steps end depends on what
-				// they were about to ask, and it does not end before they have given up
+				// the error that clients get depends on their next request, and the
+				// daemon does not end before they have given up
 				if err := receive(t, told); sig == syscall.SIGKILL {
 					require.Error(t, err)
 				}
@@ -430,24 +428,24 @@ func TestDaemonFaults(t *testing.T) {
 	}
 }
 
-// TestDiskFull fills the disk of the daemon with a step of base that its child
-// evaluates. That step fails, and nothing else does.
+// TestDiskFull fills the disk of the daemon with a step of base that its child evaluates.
+// Only that step fails.
 func TestDiskFull(t *testing.T) {
 	requireTestbed(t)
 	t.Parallel()
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"))
 	testbed.OnAbort(func() error { return unix.Unmount(dir, 0) })
-	// the daemon ends first
+	// cleanups run in reverse order: the daemon ends first
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
 	bin, err := testbed.Binary(testbed.Upstream, "buildkitd")
 	require.NoError(t, err)
 	version := versionOf(t, bin)[2]
 	errs := map[testbed.Flavor]string{}
-	var loses bool // upstream before v0.34.0 loses the snapshot that the step has as its root
+	var loses bool // upstream before v0.34.0 loses the snapshot of the step's root
 	for _, flavor := range testbed.Flavors {
 		bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: flavor, Root: filepath.Join(dir, string(flavor))})
-		// without the secret, that upstream would not find
+		// without the secret, which upstream would not find
 		state := bed.root.Run(llb.Args([]string{"/bin/sh", "-c", "cat /dev/zero > /big"}), llb.Network(llb.NetModeNone)).Root()
 		base, child, _ := bed.chain(t.Name(), "")
 		err := within(t.Context(), t, func(ctx context.Context) error {
@@ -482,13 +480,13 @@ func TestDiskFull(t *testing.T) {
 	require.Equal(t, errs[testbed.Upstream], errs[testbed.Graphload])
 }
 
-// refusal is something that a daemon refuses when it loads a definition.
+// refusal is a definition that a daemon refuses to load or build.
 type refusal struct {
 	name   string
 	def    func(t *testing.T, bed *randomBed) *pb.Definition
 	policy *spb.Policy
-	large  bool // left out with -short
-	// chained is what another build makes of it, whose error is compared as well
+	large  bool // skipped with -short
+	// chained returns a definition of another build on it, whose error is compared too
 	chained func(*randomBed) llb.State
 }
 
@@ -504,7 +502,7 @@ func definition(state func(*randomBed) llb.State, change func(*pb.Definition)) f
 	}
 }
 
-// changeOp changes the nth op from the end, but not what refers to it.
+// changeOp changes the nth op from the end, but not the ops that refer to it.
 func changeOp(n int, change func(*pb.Op)) func(*pb.Definition) {
 	return func(def *pb.Definition) {
 		var op pb.Op
@@ -521,8 +519,8 @@ func changeOp(n int, change func(*pb.Op)) func(*pb.Definition) {
 	}
 }
 
-// terminal is the last op of a definition, which only points at the result;
-// the step is before it.
+// terminal is the index of the last op of a definition, from the end. It only points at
+// the result; the op before it is the step.
 const terminal, step = 0, 1
 
 func refusals() []refusal {
@@ -568,7 +566,7 @@ func refusals() []refusal {
 			if err != nil {
 				panic(err)
 			}
-			op.Inputs[0].Digest = digestOf(dt) // of what it was before: there are no others
+			op.Inputs[0].Digest = digestOf(dt) // the digest before the change: an op cannot contain its own digest
 		}))},
 		{name: "insecure step", def: definition(insecure, nil), chained: insecure},
 		{name: "host network", def: definition(hostNetwork, nil), chained: hostNetwork},
@@ -603,13 +601,13 @@ func refusals() []refusal {
 			if len(def.Def) < 100_000 {
 				panic(fmt.Sprintf("only %d vertices", len(def.Def)))
 			}
-			def.Metadata, def.Source = nil, nil // with them it is too large to be sent
+			def.Metadata, def.Source = nil, nil // with them, the definition is too large to be sent
 		})},
 	}
 }
 
-// TestRefusals has definitions that cannot be loaded or built. Solved lazily
-// they are no error, and evaluating them gives that of upstream's daemon.
+// TestRefusals solves definitions that cannot be loaded or built. A lazy solve succeeds,
+// and the evaluation returns the error of upstream's daemon.
 func TestRefusals(t *testing.T) {
 	requireTestbed(t)
 	results := map[testbed.Flavor]map[string]string{}
@@ -644,7 +642,7 @@ func TestRefusals(t *testing.T) {
 								return b.evaluate(ctx, r.chained(bed).File(llb.Mkdir("/chained", 0o755)))
 							}))
 						}
-						if r.large { // building all of it is not what is tested
+						if r.large { // do not build all of it
 							ctx, cancel := context.WithCancel(ctx)
 							defer time.AfterFunc(2*time.Second, cancel).Stop()
 							if err := ref.Evaluate(ctx); err == nil || !strings.Contains(err.Error(), context.Canceled.Error()) {
@@ -657,7 +655,7 @@ func TestRefusals(t *testing.T) {
 				})
 				results[flavor][r.name] = "no error"
 				if err != nil {
-					// how many spaces a message has differs from binary to binary
+					// the number of spaces in a message differs between binaries
 					results[flavor][r.name] = strings.Join(strings.Fields(err.Error()), " ")
 				}
 				if r.chained != nil {

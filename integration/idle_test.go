@@ -19,10 +19,10 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// usage is what builds must give back when they end.
+// usage is what builds use and must release when they end.
 type usage struct {
 	goroutines int
-	most       int // goroutines that there have been at once, if it was watched
+	most       int // highest number of goroutines, if it was watched
 	sessions   int
 	heap       float64 // bytes in use after a garbage collection
 	records    int     // of the build cache
@@ -31,7 +31,7 @@ type usage struct {
 	steps      int     // in the graph, built or owned
 }
 
-// measure collects garbage and returns what the daemon uses now.
+// measure collects garbage, and returns what the daemon uses now.
 func measure(ctx context.Context, d *testbed.Daemon, c *client.Client) (u usage, err error) {
 	if u.heap, err = d.Heap(ctx); err != nil {
 		return u, err
@@ -69,11 +69,11 @@ func readGraph(ctx context.Context, d *testbed.Daemon) (g debugGraph, err error)
 	return g, errors.WithStack(json.Unmarshal([]byte(dt), &g))
 }
 
-// goroutineSize is what the Go runtime keeps of a goroutine that has ended, for
-// the next one: runtime.malg in a heap profile. It never gives that back.
+// goroutineSize is the memory that the Go runtime keeps for reuse when a goroutine ends:
+// runtime.malg in a heap profile. It never frees this memory.
 const goroutineSize = 512 // bytes
 
-// mostGoroutines returns how many goroutines the daemon had at once during load.
+// mostGoroutines returns the highest number of goroutines of the daemon during load.
 func mostGoroutines(t *testing.T, d *testbed.Daemon, load func()) (most int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -101,8 +101,8 @@ func mostGoroutines(t *testing.T, d *testbed.Daemon, load func()) (most int) {
 	return most
 }
 
-// countLeases reads a copy of the database of a worker: the daemon has locked
-// the file itself. What was being written then makes it fail, or is missing.
+// countLeases reads a copy of the database of a worker, because the daemon has locked the
+// file. If the daemon writes during the copy, countLeases fails or misses leases.
 func countLeases(path string) (n int, err error) {
 	dt, err := os.ReadFile(path)
 	if err != nil {
@@ -126,14 +126,14 @@ func countLeases(path string) (n int, err error) {
 	}
 	defer db.Close()
 	err = db.View(func(tx *bolt.Tx) error {
-		// of containerd's metadata: version, namespace, kind of object
+		// buckets of containerd's metadata: version, namespace, kind of object
 		version := tx.Bucket([]byte("v1"))
 		if version == nil {
 			return errors.Errorf("%s is not metadata of containerd", path)
 		}
 		return version.ForEachBucket(func(namespace []byte) error {
 			if bytes.HasSuffix(namespace, []byte("_history")) {
-				return nil // of builds that have ended
+				return nil // a lease of builds that have ended
 			}
 			if leases := version.Bucket(namespace).Bucket([]byte("leases")); leases != nil {
 				return leases.ForEachBucket(func([]byte) error { n++; return nil })
@@ -144,7 +144,7 @@ func countLeases(path string) (n int, err error) {
 	return n, errors.WithStack(err)
 }
 
-// logUsage says what a daemon has that it should have given back.
+// logUsage logs what a daemon has not released.
 func logUsage(t *testing.T, d *testbed.Daemon, c *client.Client) {
 	records, err := c.DiskUsage(context.WithoutCancel(t.Context()))
 	if err != nil {
@@ -166,12 +166,12 @@ func logUsage(t *testing.T, d *testbed.Daemon, c *client.Client) {
 	}
 }
 
-// idleTimeout is how long a daemon may take to give back what builds used: the
-// spans of a build are dropped one to two minutes after the last of them.
+// idleTimeout is how long a daemon may take to release what builds used: it drops the
+// spans of a build one to two minutes after the last one.
 const idleTimeout = 3 * time.Minute
 
-// requireIdle waits until the daemon uses no more than before. What is freed
-// when a build ends is freed a little later than its client returns.
+// requireIdle waits until the daemon uses no more than before. The daemon releases what a
+// build used a little after its client returns.
 func requireIdle(t *testing.T, d *testbed.Daemon, c *client.Client, before usage) {
 	t.Helper()
 	defer func() {

@@ -1,5 +1,5 @@
-// Package integration has the end-to-end tests: a buildkitd as a process, and
-// clients that nobody changed.
+// Package integration has the end-to-end tests: a buildkitd as a process, and unmodified
+// clients.
 package integration
 
 import (
@@ -18,20 +18,20 @@ import (
 
 var subjectFlavor = flag.String("flavor", string(testbed.Graphload), "daemon of the random graphs and of other tests of the Go client: upstream or graphload")
 
-// subject is the daemon of tests that can run on either.
+// subject is the daemon of tests that can run on either daemon.
 func subject() testbed.Flavor {
 	return testbed.Flavor(*subjectFlavor)
 }
 
-// requireTestbed skips the test with the reason when this machine cannot run
-// it, and fails it in CI, where it must.
+// requireTestbed skips the test with the reason if this machine cannot run it. In CI, the
+// test fails instead.
 func requireTestbed(t *testing.T) {
 	t.Helper()
 	testutil.Require(t, testbed.Check())
 }
 
-// newDaemon starts a daemon for the test. When the test fails the end of its
-// log is printed, and all of it is kept if testbed.LogsEnv names a folder.
+// newDaemon starts a daemon for the test. If the test fails, newDaemon prints the end of
+// the daemon's log, and keeps the whole log if testbed.LogsEnv names a folder.
 func newDaemon(t *testing.T, opt testbed.DaemonOptions) *testbed.Daemon {
 	t.Helper()
 	requireTestbed(t)

@@ -19,16 +19,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// layersBed has an image that only base may pull, by the kind of login that its
-// registry wants, and a registry that is open to all.
+// layersBed has an image that only base may pull, for each kind of login, and a registry
+// without logins.
 type layersBed struct {
 	client    *client.Client
 	open      *testbed.Registry
 	private   map[string]*testbed.Registry
-	logins    map[string]string // of base, by the kind of login
+	logins    map[string]string // logins of base, by kind
 	anonymous string
 	rootfs    string
-	context   string // with a Dockerfile on the context "steps"
+	context   string // folder with a Dockerfile on the context "steps"
 }
 
 func newLayersBed(t *testing.T, flavor testbed.Flavor) *layersBed {
@@ -56,13 +56,13 @@ func newRegistry(t *testing.T, opt testbed.RegistryOptions) *testbed.Registry {
 	return r
 }
 
-// lazyUse is what a client does with a result whose layers are not there yet.
+// lazyUse is what a client does with a result whose layers have not been fetched.
 type lazyUse struct {
 	name    string
 	ref     func(context.Context, gateway.Client, gateway.Reference) error
 	exports func(t *testing.T, opt *client.SolveOpt)
-	cached  bool // exports the cache, which has no images
-	quick   bool // is tried with every kind of login
+	cached  bool // exports the cache, not an image
+	quick   bool // tried with every kind of login
 }
 
 // lazyUses are all uses of a result with the file /marker and /bin/sh.
@@ -116,7 +116,7 @@ func (bed *layersBed) lazyUses() []lazyUse {
 	}
 }
 
-// exportTo exports to a file that is not kept.
+// exportTo exports to a temporary file.
 func exportTo(typ string, attrs map[string]string) func(*testing.T, *client.SolveOpt) {
 	return func(_ *testing.T, opt *client.SolveOpt) {
 		opt.Exports = []client.ExportEntry{{Type: typ, Attrs: attrs, Output: func(map[string]string) (io.WriteCloser, error) { return nopCloser{io.Discard}, nil }}}
@@ -127,7 +127,7 @@ type nopCloser struct{ io.Writer }
 
 func (nopCloser) Close() error { return nil }
 
-// use evaluates what solve returns, calls evaluated, and uses the result.
+// use evaluates the ref that solve returns, calls evaluated, and uses the result.
 func (u lazyUse) use(t *testing.T, p peer, c *client.Client, solve func(context.Context, peerBuild) (*gateway.Result, error), evaluated func() error) error {
 	t.Helper()
 	opt, err := p.options()
@@ -158,12 +158,12 @@ func (u lazyUse) use(t *testing.T, p peer, c *client.Client, solve func(context.
 	return err
 }
 
-// onBase are the ways in which a child is on an image.
+// onBase are the ways in which a child uses an image.
 var onBase = []struct {
 	name     string
 	state    func(llb.State) llb.State
-	input    bool // of a Dockerfile
-	unlazies bool // needs the layers when it is evaluated
+	input    bool // as an input of a Dockerfile
+	unlazies bool // the evaluation needs the layers
 }{
 	{name: "the image", input: true, state: func(base llb.State) llb.State { return base }},
 	{name: "a file on it", unlazies: true, state: func(base llb.State) llb.State { return base.File(llb.Mkfile("/added", 0o600, []byte("by the child"))) }},
@@ -173,8 +173,8 @@ var onBase = []struct {
 	{name: "a step on it", unlazies: true, state: func(base llb.State) llb.State { return sh(base, "true") }},
 }
 
-// TestLazyLayers has children on an image that only base may pull. Its layers are
-// fetched when they are needed, by whatever the child does with its result.
+// TestLazyLayers builds children on an image that only base may pull. The layers are
+// fetched when the child needs them, in every way that a client can use the result.
 func TestLazyLayers(t *testing.T) {
 	t.Parallel()
 	bed := newLayersBed(t, subject())
@@ -210,8 +210,8 @@ func TestLazyLayers(t *testing.T) {
 	}
 }
 
-// lazyLayers has a child on a new image of base, which base has evaluated or not.
-// The build of base can end after the child has evaluated.
+// lazyLayers builds a child on a new image of base, which base has evaluated or not. The
+// build of base can end after the child has evaluated.
 func (bed *layersBed) lazyLayers(t *testing.T, registry *testbed.Registry, baseLogin, childLogin string, on func(llb.State) llb.State, input bool, u lazyUse, evaluated, ended bool) error {
 	t.Helper()
 	image, err := registry.Push(t.Context(), "base", "private/"+strings.ToLower(identity.NewID()), os.DirFS(bed.rootfs),
@@ -253,7 +253,7 @@ func (bed *layersBed) lazyLayers(t *testing.T, registry *testbed.Registry, baseL
 	return useErr
 }
 
-// result solves a state lazily, see solveWith.
+// result solves a state lazily; see solveWith.
 func (b peerBuild) result(ctx context.Context, st llb.State, input bool) (*gateway.Result, error) {
 	ref, err := b.solveWith(ctx, st, gateway.SolveRequest{}, input)
 	if err != nil {

@@ -30,16 +30,16 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// peer is a build of a Go client with a session of its own.
+// peer is a build of a Go client with its own session.
 type peer struct {
 	name    string
-	ref     string // of the build, or "" for one that the client chooses
+	ref     string // ref of the build; if empty, the client chooses one
 	secrets map[string]string
 	agent   string // socket of an SSH agent
-	docker  string // folder with the configuration of a client of docker
+	docker  string // folder with the configuration of a docker CLI
 	locals  map[string]string
 	attach  []session.Attachable
-	policy  session.Attachable // asked for each source, if it is not nil
+	policy  session.Attachable // if not nil, asked for each source
 	status  chan *client.SolveStatus
 }
 
@@ -99,10 +99,10 @@ func (b peerBuild) solve(ctx context.Context, st llb.State) (gateway.Reference, 
 	return b.solveWith(ctx, st, gateway.SolveRequest{}, false)
 }
 
-// solveWith solves a state, or a Dockerfile that has it as its context "steps",
-// as bake does for a target that another one has as a context.
+// solveWith solves a state, or a Dockerfile that has the state as its context "steps", as
+// bake does if a target is a context of another one.
 func (b peerBuild) solveWith(ctx context.Context, st llb.State, req gateway.SolveRequest, input bool) (gateway.Reference, error) {
-	// local sources are told apart by default, here they are shared by design
+	// by default, local sources of different sessions differ; here they are the same
 	def, err := st.Marshal(ctx, llb.LocalUniqueID("testbed"))
 	if err != nil {
 		return nil, err
@@ -139,13 +139,13 @@ func secretFile(id string, opts ...llb.SecretOption) llb.RunOption {
 	return llb.AddSecret("/run/secrets/"+id, append([]llb.SecretOption{llb.SecretID(id)}, opts...)...)
 }
 
-// TestChildFirst has a step of base that needs something that only the session
-// of base has. A child with a session of its own evaluates it first.
+// TestChildFirst uses a step of base that needs something that only base's session has. A
+// child with its own session evaluates it first.
 func TestChildFirst(t *testing.T) {
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
 	dir := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(dir))
-	bed := &randomBed{ // with no other build
+	bed := &randomBed{ // without other builds
 		client: newClient(t, d),
 		locals: map[string]string{"rootfs": dir},
 		root:   llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/")),
@@ -178,8 +178,7 @@ func TestChildFirst(t *testing.T) {
 	}
 }
 
-// TestOrders has chains of three builds, evaluated in every order and at the
-// same time.
+// TestOrders evaluates chains of three builds in every order and at the same time.
 func TestOrders(t *testing.T) {
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
 	c := newClient(t, d)
@@ -190,7 +189,7 @@ func TestOrders(t *testing.T) {
 
 	for _, order := range [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}, {2}, {1}, {2, 0}, nil} {
 		t.Run(fmt.Sprint(order), func(t *testing.T) {
-			// all have the same secret id with values of their own
+			// all builds have the same secret id with different values
 			states := make([]llb.State, 3)
 			st := root
 			for i := range states {
@@ -228,8 +227,8 @@ func TestOrders(t *testing.T) {
 	}
 }
 
-// TestEvaluatedBy has a child that evaluates a step of base in every way that a
-// client has, while base itself never does.
+// TestEvaluatedBy lets a child evaluate a step of base in every way that a client has,
+// while base never evaluates it.
 func TestEvaluatedBy(t *testing.T) {
 	bed := newRandomBed(t, subject())
 	read := func(f func(context.Context, gateway.Reference) (string, error)) func(context.Context, peer, llb.State) (string, error) {
@@ -245,7 +244,7 @@ func TestEvaluatedBy(t *testing.T) {
 			return seen, err
 		}
 	}
-	// the step writes a file that has the name and the content of the secret
+	// the secret is the name and the content of the file that the step writes
 	for name, evaluate := range map[string]func(context.Context, peer, llb.State) (string, error){
 		"ReadFile": read(func(ctx context.Context, ref gateway.Reference) (string, error) {
 			dt, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/seen/base"})
@@ -269,7 +268,7 @@ func TestEvaluatedBy(t *testing.T) {
 			if err := ref.Evaluate(ctx); err != nil {
 				return "", err
 			}
-			// what is read has been decided
+			// the file has been written by now
 			dt, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/seen/base"})
 			return string(dt), err
 		}),
@@ -287,7 +286,7 @@ func TestEvaluatedBy(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				defer ctr.Release(ctx) //nolint:errcheck // the build ends
+				defer ctr.Release(ctx) //nolint:errcheck // released at the end of the build
 				proc, err := ctr.Start(ctx, gateway.StartRequest{Args: []string{"/bin/cat", "/seen/base"}, Stdout: &writeCloser{&out}})
 				if err != nil {
 					return err
@@ -335,8 +334,8 @@ func (writeCloser) Close() error {
 	return nil
 }
 
-// TestIsolation has builds that chain on base and try to use what base offers
-// in steps of their own.
+// TestIsolation lets builds chain on base, and try to use what base offers in their own
+// steps.
 func TestIsolation(t *testing.T) {
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
 	c := newClient(t, d)
@@ -361,7 +360,7 @@ func TestIsolation(t *testing.T) {
 		"secret": {sh(state, "true", secretFile("token")), "secret token: not found"},
 		"agent":  {sh(state, "true", llb.AddSSHSocket()), "no SSH key"},
 		"local":  {sh(state, "true", llb.AddMount("/src", llb.Local("private", llb.IncludePatterns([]string{"*"})))), "private"},
-		// an optional one is not there
+		// optional needs are absent
 		"optional secret": {sh(state, "test -e /run/secrets/token", secretFile("token", llb.SecretOptional)), "exit code: 1"},
 		"optional agent":  {sh(state, `test -S "$SSH_AUTH_SOCK"`, llb.AddSSHSocket(llb.SSHOptional)), "exit code: 1"},
 	} {
@@ -371,7 +370,7 @@ func TestIsolation(t *testing.T) {
 					return err
 				}
 				return thief.run(ctx, c, func(ctx context.Context, b peerBuild) error {
-					// it is not the step of base that fails
+					// base's step does not fail
 					if err := b.evaluate(ctx, sh(state, "true")); err != nil {
 						return err
 					}
@@ -383,15 +382,15 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
-// owned is a step that needs something, and the peer that has it.
+// owned has a step that needs something, and the peer that has it.
 type owned struct {
 	name  string
 	base  peer
 	state llb.State
-	err   string // of a build that has it neither itself nor from a base
+	err   string // error of a build if neither it nor a base has it
 }
 
-// owned are what only the session of base has. The steps are new ones.
+// owned returns needs that only the session of base can serve, with new steps.
 func (bed *randomBed) owned(t *testing.T) []owned {
 	t.Helper()
 	agent, err := testbed.StartSSHAgent(t.Context(), "testbed")
@@ -414,8 +413,8 @@ func (bed *randomBed) owned(t *testing.T) []owned {
 	}
 }
 
-// TestBaseGone has a child that evaluates when the build of base has ended. Then
-// it is alone, and its failure is not given to a build that comes later.
+// TestBaseGone lets a child evaluate after the build of base has ended. Only the child's
+// session is asked, and a later build does not get the child's failure.
 func TestBaseGone(t *testing.T) {
 	bed := newRandomBed(t, subject())
 	for _, n := range bed.owned(t) {
@@ -462,7 +461,7 @@ func TestBaseGone(t *testing.T) {
 	}
 }
 
-// TestBasesHaveNothing has a child whose base offers no more than the child.
+// TestBasesHaveNothing uses a base that offers no more than its child.
 func TestBasesHaveNothing(t *testing.T) {
 	bed := newRandomBed(t, subject())
 	for _, n := range bed.owned(t) {
@@ -474,7 +473,7 @@ func TestBasesHaveNothing(t *testing.T) {
 				}
 				err := child.run(ctx, bed.client, func(ctx context.Context, b peerBuild) error { return b.evaluate(ctx, sh(n.state, "true")) })
 				require.ErrorContains(t, err, n.err)
-				if n.err != "exit code: 1" { // of a step that went without
+				if n.err != "exit code: 1" { // the error of a step that ran without the need
 					require.ErrorContains(t, err, " (2 builds were asked)")
 				}
 				return nil
@@ -483,8 +482,8 @@ func TestBasesHaveNothing(t *testing.T) {
 	}
 }
 
-// TestStrangerBefore has a build that solves the steps of base before base does,
-// and offers nothing.
+// TestStrangerBefore lets a build that offers nothing solve the steps of base before base
+// does.
 func TestStrangerBefore(t *testing.T) {
 	bed := newRandomBed(t, subject())
 	for _, n := range bed.owned(t) {
@@ -506,11 +505,11 @@ func TestStrangerBefore(t *testing.T) {
 	}
 }
 
-// TestChainedOn says which builds get what base has: those that solve what is on
-// a result that the client of base has got, or that have one in an input.
+// TestChainedOn checks which builds get what base has: builds that solve steps on a
+// result that base's client has received, or that have such a result in an input.
 func TestChainedOn(t *testing.T) {
 	bed := newRandomBed(t, subject())
-	// base has a step that takes its secret, and one that has nothing to do with it
+	// base has a step that takes its secret, and an unrelated one
 	const missing = "secret token: not found"
 	args := llb.Args([]string{"/bin/sh", "-c", `test "$(cat /run/secrets/token)" = base # ` + identity.NewID()})
 	state := func(opts ...llb.RunOption) llb.State {
@@ -522,11 +521,11 @@ func TestChainedOn(t *testing.T) {
 	withOther := func(st llb.State) llb.State { return st.File(llb.Copy(other, "/other", "/copy")) }
 	for _, tc := range []struct {
 		name   string
-		solved []llb.State // by base, lazily
-		forced []llb.State // by base
+		solved []llb.State // solved by base, lazily
+		forced []llb.State // solved by base, forced
 		child  llb.State
-		input  bool // of a Dockerfile, what the child solves
-		late   bool // base solves when the child has solved
+		input  bool // the child solves a Dockerfile with it as an input
+		late   bool // base solves after the child has solved
 		err    string
 	}{
 		{name: "on the result", solved: []llb.State{state()}, child: on(state())},
@@ -545,7 +544,7 @@ func TestChainedOn(t *testing.T) {
 		{name: "an input is an ancestor of the result", solved: []llb.State{on(state())}, child: state(), input: true, err: missing},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			// what was forced is not found in the cache
+			// without cache, so that a forced result is not found there
 			require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
 			base := peer{name: "base", secrets: map[string]string{"token": "base"}, locals: bed.locals}
 			child := peer{name: "child", secrets: map[string]string{}, locals: bed.locals}
@@ -591,8 +590,8 @@ func TestChainedOn(t *testing.T) {
 	}
 }
 
-// TestNothingKept has a step of base that runs without cache for a child, and
-// again for base when the child has ended, as on upstream's daemon.
+// TestNothingKept runs a step of base without cache for a child, and again for base after
+// the child has ended, as on upstream's daemon.
 func TestNothingKept(t *testing.T) {
 	for _, flavor := range testbed.Flavors {
 		t.Run(string(flavor), func(t *testing.T) {
@@ -617,8 +616,8 @@ func TestNothingKept(t *testing.T) {
 	}
 }
 
-// TestSilentBase stops the client of base. A step that the child can serve goes
-// on when the health check of the session of base has given up.
+// TestSilentBase stops the client of base. A step that the child can serve continues when
+// the health check of base's session fails.
 func TestSilentBase(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for a health check")
@@ -627,7 +626,7 @@ func TestSilentBase(t *testing.T) {
 	bed := newRandomBed(t, testbed.Graphload)
 	state := sh(bed.root, `test "$(cat /run/secrets/token)" = child`, secretFile("token"))
 
-	// the connection of base goes through a proxy that can be stopped
+	// base connects through a proxy that can be stopped
 	proxy := newProxy(t, strings.TrimPrefix(bed.daemon.Addr, "unix://"))
 	stopped, err := client.New(t.Context(), "unix://"+proxy.addr)
 	require.NoError(t, err)
@@ -653,8 +652,8 @@ func TestSilentBase(t *testing.T) {
 	t.Logf("the child waited %s", time.Since(start))
 }
 
-// proxy forwards connections to a unix socket until it is stopped, as a client
-// would that does not run any more.
+// proxy forwards connections to a unix socket until it is stopped. It then behaves like a
+// client that no longer runs.
 type proxy struct {
 	addr    string
 	stopped chan struct{}
@@ -711,7 +710,7 @@ func (p *proxy) copy(dst, src net.Conn) {
 		n, err := src.Read(buf)
 		select {
 		case <-p.stopped:
-			return // what was read is not passed on, the connection stays open
+			return // do not pass on what was read; the connection stays open
 		default:
 		}
 		if n > 0 {

@@ -23,8 +23,8 @@ var (
 	loadDuration = flag.Duration("duration", 0, "how long TestClients runs, it is skipped by default")
 )
 
-// TestChainsAtOnce builds many chains at once, each with the same secret id
-// and a value of its own, and checks that nothing of them is left.
+// TestChainsAtOnce builds many chains at once, all with the same secret id and different
+// values, and checks that nothing is left.
 func TestChainsAtOnce(t *testing.T) {
 	bed := newRandomBed(t, testbed.Graphload)
 	chain := func(ctx context.Context, i int) error {
@@ -63,7 +63,7 @@ func chainsAtOnce(t *testing.T, bed *randomBed, chain func(context.Context, int)
 		require.NoError(t, eg.Wait())
 	}
 
-	chains(10) // what the daemon keeps after its first builds
+	chains(10) // the daemon keeps some memory after its first builds
 	require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
 	before, err := measure(t.Context(), bed.daemon, bed.client)
 	require.NoError(t, err)
@@ -71,9 +71,8 @@ func chainsAtOnce(t *testing.T, bed *randomBed, chain func(context.Context, int)
 	requireIdle(t, bed.daemon, bed.client, before)
 }
 
-// TestClients has many clients that build random graphs for some time, and checks
-// that nothing of them is left. TestRandomGraphs has the graphs whose builds end
-// while their steps run.
+// TestClients lets many clients build random graphs for some time, and checks that nothing
+// is left. TestRandomGraphs has the graphs whose builds end while their steps run.
 func TestClients(t *testing.T) {
 	if *loadDuration == 0 {
 		t.Skip("-duration is not set")

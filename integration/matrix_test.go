@@ -28,14 +28,14 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// What builds offer, beside good and bad.
+// What builds offer, in addition to good and bad.
 const (
 	second = "second" // another value that servers accept
-	other  = "other"  // of a user who may not have what the build wants
+	other  = "other"  // a user without access to what the build needs
 )
 
-// matrixBed has servers of all kinds, whose users are good, second and other with
-// their names as passwords and tokens. What is private is for the first two.
+// matrixBed has servers of all kinds. Their users are good, second and other, with their
+// names as passwords and tokens. Only the first two may access what is private.
 type matrixBed struct {
 	basic, tokens *testbed.Registry
 	git           *testbed.GitServer
@@ -43,7 +43,7 @@ type matrixBed struct {
 	web           *testbed.HTTPServer
 	root          llb.State
 	rootfs        string
-	agents        map[string]string // sockets by value, "dead" is one on which nothing listens
+	agents        map[string]string // sockets by value; nothing listens on "dead"
 	logins        map[string]string // configuration of docker by value
 	daemons       map[testbed.Flavor]*testbed.Daemon
 	clients       map[testbed.Flavor]*client.Client
@@ -112,19 +112,19 @@ type credential struct {
 	name string
 	// step returns a new step that writes what it got to /seen.
 	step func(t *testing.T) llb.State
-	// seen is what that is with a value that is accepted.
+	// seen returns what the step sees with an accepted value.
 	seen func(value string) string
-	// offer has a peer offer a value.
+	// offer lets a peer offer a value.
 	offer func(p *peer, value string)
-	// refused has a peer offer what is refused.
+	// refused lets a peer offer a value that is refused.
 	refused func(p *peer)
-	// hasUsers tells that a server knows users who may not have what the step wants.
+	// hasUsers reports if the server has users without access to what the step needs.
 	hasUsers bool
-	// silence has a peer offer what never answers. What it returns is called when it
-	// has been asked.
+	// silence lets a peer offer something that never answers. It takes a function that is
+	// called when the peer is asked.
 	silence func(t *testing.T, p *peer, asked func())
-	// requests returns what the server was asked over http since the last call, if
-	// there is one.
+	// requests returns the HTTP requests to the server since the last call, if there is a
+	// server.
 	requests func() []testbed.Request
 }
 
@@ -242,16 +242,16 @@ func (f secretFunc) GetSecret(ctx context.Context, id string) ([]byte, error) {
 	return f(ctx, id)
 }
 
-// What can be wrong with the credential of a build.
+// Faults of the credential of a build.
 const (
 	absent     = "absent"
 	refused    = "refused"
-	noAccess   = "without access" // of a user who may not have it
+	noAccess   = "without access" // the credential of a user without access
 	otherValue = "other value"
-	killed     = "killed" // the client, with SIGKILL
-	// and for base, where the child is timed
+	killed     = "killed" // the client is killed with SIGKILL
+	// only for base, and the child is timed
 	killedLate = "killed when the child has solved"
-	cut        = "cut" // the connection of the client
+	cut        = "cut" // the connection of the client is cut
 	cutAsked   = "cut when it is asked"
 	silent     = "silent" // the client never answers
 )
@@ -318,8 +318,8 @@ func TestCredentialMatrix(t *testing.T) {
 	t.Logf("child, base, later build:\n%s", table.String())
 }
 
-// TestKilledInTime kills the client of base, or cuts its connection. Its child has
-// all that it needs, and builds as fast as on upstream's daemon.
+// TestKilledInTime kills the client of base, or cuts its connection. The child has all that
+// it needs, and builds as fast as on upstream's daemon.
 func TestKilledInTime(t *testing.T) {
 	bed := newMatrixBed(t)
 	rounds := 5
@@ -350,8 +350,8 @@ func TestKilledInTime(t *testing.T) {
 	}
 }
 
-// TestAlone has builds that chain on nothing, with credentials that are accepted or
-// not. Servers get the requests of upstream's daemon, and builds its errors.
+// TestAlone runs builds that chain on nothing, with good and bad credentials. Servers get
+// the same requests as from upstream's daemon, and builds the same errors.
 func TestAlone(t *testing.T) {
 	t.Parallel()
 	bed := newMatrixBed(t)
@@ -377,7 +377,7 @@ func TestAlone(t *testing.T) {
 						for _, req := range c.requests() {
 							requests[flavor] = append(requests[flavor], fmt.Sprintf("%s %s %d %s", req.Method, req.Path, req.Status, req.User))
 						}
-						slices.Sort(requests[flavor]) // blobs are fetched at once
+						slices.Sort(requests[flavor]) // blobs are fetched concurrently
 					}
 				}
 				t.Logf("upstream: %s\n%s", outcomes[testbed.Upstream], strings.Join(requests[testbed.Upstream], "\n"))
@@ -388,7 +388,7 @@ func TestAlone(t *testing.T) {
 	}
 }
 
-// quickCell tells which cells are part of every run of the tests.
+// quickCell reports if a cell is part of every run of the tests.
 func quickCell(fault, position string) bool {
 	switch fault {
 	case absent:
@@ -401,7 +401,7 @@ func quickCell(fault, position string) bool {
 	return false
 }
 
-// requireNoWorse compares a cell with that of upstream.
+// requireNoWorse compares a cell with the same cell on upstream's daemon.
 func requireNoWorse(t *testing.T, c credential, fault string, faulty []string, up, ours cellOutcome) {
 	t.Helper()
 	for _, of := range []struct {
@@ -409,13 +409,13 @@ func requireNoWorse(t *testing.T, c credential, fault string, faulty []string, u
 		up, ours cellResult
 	}{{"child", up.child, ours.child}, {"base", up.base, ours.base}, {"later", up.later, ours.later}} {
 		if of.name == "base" && fault == silent && slices.Contains(faulty, "base") {
-			continue // it has been ended for the child, that upstream's daemon serves alone
+			continue // the test ended it for the child, which upstream's daemon serves alone
 		}
 		if of.up.built() {
 			require.True(t, of.ours.built(), "%s builds on upstream's daemon: %s", of.name, of.ours.err)
 		}
 	}
-	value := func(build string) string { // that serves the step, or ""
+	value := func(build string) string { // returns the value that serves the step, or ""
 		switch {
 		case !slices.Contains(faulty, build):
 			return good
@@ -429,7 +429,7 @@ func requireNoWorse(t *testing.T, c credential, fault string, faulty []string, u
 			base = child
 		}
 		if fault == otherValue && slices.Contains(faulty, "twin") {
-			base = second // of the base that was first
+			base = second // the value of the earlier base
 		}
 		require.NoError(t, ours.child.err, "base or the child can serve the step")
 		require.Equal(t, c.seen(base), ours.child.seen)
@@ -443,12 +443,12 @@ func requireNoWorse(t *testing.T, c credential, fault string, faulty []string, u
 	require.NoError(t, ours.later.err, "a later build")
 }
 
-// cellOutcome is what became of the builds of a cell.
+// cellOutcome has the outcomes of the builds of a cell.
 type cellOutcome struct {
 	child, base, later cellResult
 }
 
-// cellResult is what a build has seen, or why it did not build.
+// cellResult is what a build has seen, or its error.
 type cellResult struct {
 	seen string
 	err  error
@@ -515,7 +515,7 @@ func (bed *matrixBed) cell(t *testing.T, flavor testbed.Flavor, c credential, st
 				c.silence(t, &b.peer, b.proxy.cut)
 			}
 		case silent:
-			// its client ends the build when it has been asked
+			// the client ends the build when it is asked
 			c.silence(t, &b.peer, func() { b.cancel(errSilent) })
 		}
 		return b
@@ -552,7 +552,7 @@ func (bed *matrixBed) cell(t *testing.T, flavor testbed.Flavor, c credential, st
 	}
 	o.base = base.evaluate(t)
 	base.end(t)
-	// a build can be canceled that joins steps of builds that are being canceled
+	// a build that joins steps of canceled builds can be canceled too
 	for range 20 {
 		o.later = newBuild("later").read(sh(state, "true"), nil)
 		if code := grpcerrors.Code(o.later.err); code != codes.Canceled && code != codes.Unavailable {
@@ -567,11 +567,11 @@ type cellBuild struct {
 	peer
 	client *client.Client
 	killed bool   // the client is, or will be
-	proxy  *proxy // that is, or will be, cut
+	proxy  *proxy // the proxy that is cut
 
-	process *clientProcess // of one that is killed
+	process *clientProcess // the process that is killed
 
-	ctx    context.Context //nolint:containedctx // of the build, that its provider ends
+	ctx    context.Context //nolint:containedctx // the provider cancels the build with it
 	cancel context.CancelCauseFunc
 
 	eval  chan struct{}

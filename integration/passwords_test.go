@@ -24,7 +24,7 @@ import (
 
 // loginsBed has registries with all kinds of logins, and both daemons.
 type loginsBed struct {
-	registries map[string]*testbed.Registry // by the kind of login
+	registries map[string]*testbed.Registry // by kind of login
 	daemons    map[testbed.Flavor]*client.Client
 	rootfs     string
 	context    string
@@ -46,7 +46,7 @@ func newLoginsBed(t *testing.T) *loginsBed {
 		config += r.DaemonConfig()
 	}
 	roots := t.TempDir()
-	if *allCredentials { // what is measured is not how fast the disk syncs
+	if *allCredentials { // so that the speed of the disk does not count
 		require.NoError(t, unix.Mount("tmpfs", roots, "tmpfs", 0, "size=4g"))
 		testbed.OnAbort(func() error { return unix.Unmount(roots, 0) })
 		t.Cleanup(func() { require.NoError(t, unix.Unmount(roots, 0)) })
@@ -70,7 +70,7 @@ func (bed *loginsBed) push(t *testing.T, r *testbed.Registry, layers int) llb.St
 	return llb.Image(image, llb.ResolveModeForcePull)
 }
 
-// config is the configuration of a client of docker with a login.
+// config returns the configuration of a docker CLI with a login.
 func (bed *loginsBed) config(t *testing.T, r *testbed.Registry, login string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -91,8 +91,8 @@ func (bed *loginsBed) identities(kind string) bool {
 	return kind != "basic" && kind != "tokens with GET"
 }
 
-// chain has builds that are chained on each other and solve on(state), the last one
-// evaluates and reads a file. They have the logins that are returned.
+// chain runs builds that are chained on each other and solve on(state). The last one
+// evaluates and reads a file. chain returns the logins of the builds.
 func (bed *loginsBed) chain(t *testing.T, c *client.Client, configs []string, state llb.State, use func(context.Context, gateway.Reference) error) (logins []*countedLogins, err error) {
 	t.Helper()
 	for _, config := range configs {
@@ -115,9 +115,9 @@ func (bed *loginsBed) chain(t *testing.T, c *client.Client, configs []string, st
 	return logins, build(t.Context(), 0, state)
 }
 
-// TestPasswordsStay has chains of builds on an image with 18 layers, which takes 21
-// requests. No client is asked for a password that upstream's daemon would not ask
-// for if the client were alone, and none more than once.
+// TestPasswordsStay runs chains of builds on an image with 18 layers, which takes 21
+// requests. The daemon asks a client for its password only if upstream's daemon would ask
+// it in an unchained build, and at most once.
 func TestPasswordsStay(t *testing.T) {
 	t.Parallel()
 	bed := newLoginsBed(t)
@@ -129,7 +129,7 @@ func TestPasswordsStay(t *testing.T) {
 			_, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/layer0"})
 			return err
 		}
-		// if upstream's daemon asks a client that is alone
+		// true if upstream's daemon asks the client in an unchained build
 		alone := map[string]bool{}
 		for _, login := range []string{"user", "", bad, other, "identity"} {
 			if login == "identity" && !bed.identities(kind) {
@@ -182,7 +182,7 @@ func TestPasswordsStay(t *testing.T) {
 	}
 }
 
-// blobRequests counts requests by what they are for.
+// blobRequests counts requests by their purpose.
 func blobRequests(requests []testbed.Request) map[string]int {
 	counts := map[string]int{}
 	for _, req := range requests {
@@ -197,9 +197,8 @@ func blobRequests(requests []testbed.Request) map[string]int {
 	return counts
 }
 
-// TestBlobRequests has three builds that are chained on each other, and logged in,
-// fetch blobs from a registry with tokens. It takes as many requests as on upstream's
-// daemon, and as long.
+// TestBlobRequests lets three chained builds with logins fetch blobs from a registry with
+// tokens. That takes as many requests, and as long, as on upstream's daemon.
 func TestBlobRequests(t *testing.T) {
 	t.Parallel()
 	bed := newLoginsBed(t)
@@ -258,8 +257,7 @@ func medianOf(took []time.Duration) time.Duration {
 	return sorted[len(sorted)/2]
 }
 
-// export has a build export an image of a build that it is chained on, which is
-// chained on another one.
+// export lets a build export an image of its base, which is chained on another build.
 func (bed *loginsBed) export(t *testing.T, c *client.Client, config string, image llb.State) {
 	t.Helper()
 	locals := map[string]string{"dockerfile": bed.context}
@@ -280,8 +278,7 @@ func (bed *loginsBed) export(t *testing.T, c *client.Client, config string, imag
 	}))
 }
 
-// mount has a build evaluate a step of a build that it is chained on, which mounts
-// images.
+// mount lets a build evaluate a step of its base that mounts images.
 func (bed *loginsBed) mount(t *testing.T, c *client.Client, config string, images []llb.State) {
 	t.Helper()
 	var mounts []llb.RunOption

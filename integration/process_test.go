@@ -19,12 +19,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// processEnv has the build of a client that is a process of its own, so that
-// it can be killed and stopped.
+// processEnv has the build of a client that runs as its own process, so that the test can
+// kill and stop it.
 const processEnv = "GRAPHLOAD_TEST_CLIENT"
 
-// processBuild is what such a client does: it solves a definition lazily,
-// evaluates it if it is told to, says so and waits until its input is closed.
+// processBuild describes what such a client does: it solves a definition lazily, evaluates
+// it if required, prints what it did, and waits until its input is closed.
 type processBuild struct {
 	Addr       string
 	Name       string
@@ -77,7 +77,7 @@ func (b peerBuild) solveDefinition(ctx context.Context, dt []byte) (gateway.Refe
 	return res.SingleRef()
 }
 
-// clientProcess is a running client.
+// clientProcess is a running client process.
 type clientProcess struct {
 	cmd   *exec.Cmd
 	stdin io.Closer
@@ -115,8 +115,8 @@ func (p *clientProcess) expect(t *testing.T, line string) {
 	require.Equal(t, line, strings.TrimSpace(got))
 }
 
-// end ends the build of the client, waits until it has ended, and returns what it
-// said.
+// end ends the build of the client, waits until it has ended, and returns the client's
+// output.
 func (p *clientProcess) end(t *testing.T) string {
 	t.Helper()
 	require.NoError(t, p.stdin.Close())
@@ -126,7 +126,7 @@ func (p *clientProcess) end(t *testing.T) string {
 	})
 }
 
-// kill ends the client at once, and returns when it has ended.
+// kill kills the client, and returns when it has ended.
 func (p *clientProcess) kill(t *testing.T) {
 	t.Helper()
 	p.signal(t, syscall.SIGKILL)

@@ -17,8 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// pushAccess are a registry with images that all users may pull, some that only
-// base may pull, and repositories that either base or the child may push to.
+// pushAccess is the policy of a registry with images that all users may pull, images that
+// only base may pull, and repositories that either base or the child may push to.
 func pushAccess(user string, a testbed.Access) bool {
 	owner, _, _ := strings.Cut(a.Repository, "/")
 	switch {
@@ -30,9 +30,9 @@ func pushAccess(user string, a testbed.Access) bool {
 	return user == "child" && owner == "child"
 }
 
-// TestBaseNeverPushes has a child on an image of base that pushes to the registry
-// of that image. It may push what the child itself may, as on upstream's daemon, and
-// nothing is ever pushed with the login of base.
+// TestBaseNeverPushes lets a child on an image of base push to the registry of that image.
+// The child can push only what its own login may push, as on upstream's daemon. Base's
+// login is never used to push.
 func TestBaseNeverPushes(t *testing.T) {
 	t.Parallel()
 	requireTestbed(t)
@@ -66,21 +66,21 @@ func TestBaseNeverPushes(t *testing.T) {
 			from   string // owner of the image of base
 			child  string // login
 			export func(*client.SolveOpt)
-			cached bool // the export is of the cache, which has no images
+			cached bool // exports the cache, not an image
 			pushed bool
 		}{
 			{name: "image", from: "public", child: login, export: image(r.Host + "/base/image")},
 			{name: "image of an anonymous child", from: "public", child: anonymous, export: image(r.Host + "/base/image")},
 			{name: "image over the one of base", from: "public", child: login, export: image(r.Host + "/public/image")},
-			{name: "image of its own", from: "public", child: login, export: image(r.Host + "/child/image"), pushed: true},
-			{name: "image of its own on a private one", from: "private", child: login, export: image(r.Host + "/child/private"), pushed: true},
+			{name: "own image", from: "public", child: login, export: image(r.Host + "/child/image"), pushed: true},
+			{name: "own image on a private one", from: "private", child: login, export: image(r.Host + "/child/private"), pushed: true},
 			{name: "image on a private one", from: "private", child: login, export: image(r.Host + "/base/private")},
 			{name: "image over a private one", from: "private", child: login, export: image(r.Host + "/private/image")},
 			{name: "image of an anonymous child on a private one", from: "private", child: anonymous, export: image(r.Host + "/base/private")},
 			{name: "cache", from: "public", child: login, export: cache(r.Host + "/base/cache"), cached: true},
 			{name: "cache of an anonymous child", from: "public", child: anonymous, export: cache(r.Host + "/base/cache"), cached: true},
-			{name: "cache of its own", from: "public", child: login, export: cache(r.Host + "/child/cache"), cached: true, pushed: true},
-			{name: "cache of its own of a private image", from: "private", child: login, export: cache(r.Host + "/child/private-cache"), cached: true, pushed: true},
+			{name: "own cache", from: "public", child: login, export: cache(r.Host + "/child/cache"), cached: true, pushed: true},
+			{name: "own cache of a private image", from: "private", child: login, export: cache(r.Host + "/child/private-cache"), cached: true, pushed: true},
 			{name: "cache of a private image", from: "private", child: login, export: cache(r.Host + "/base/private-cache"), cached: true},
 		} {
 			for _, on := range onBase[:3] {
@@ -129,8 +129,8 @@ func TestBaseNeverPushes(t *testing.T) {
 					t.Logf("upstream: %v", up)
 					t.Logf("ours: %v", ours)
 					if tc.pushed && tc.from == "private" && kind == "tokens that are denied" && ours != nil {
-						// The pusher asks for one token to push, and to pull where the
-						// layers come from, and takes the refusal of that for final.
+						// The pusher asks for one token, to push and to pull the layers from
+						// their repository. It does not retry if that is refused.
 						require.ErrorContains(t, ours, "failed to fetch oauth token: denied")
 						return
 					}
@@ -142,7 +142,7 @@ func TestBaseNeverPushes(t *testing.T) {
 						return
 					}
 					require.Error(t, ours)
-					if tc.from == "public" && (kind != "basic" || tc.child == login) { // which the child can pull alone
+					if tc.from == "public" && (kind != "basic" || tc.child == login) { // the child can pull these without base
 						require.Equal(t, sameError(up), sameError(ours))
 					}
 				})
@@ -158,8 +158,8 @@ var (
 	uploadStates = regexp.MustCompile(`(uploads/)[^"\s]*`)
 )
 
-// sameError is an error without what differs between two runs, and without the
-// number of builds.
+// sameError returns an error without the parts that differ between two runs, and without
+// the number of builds.
 func sameError(err error) string {
 	if err == nil {
 		return ""

@@ -24,19 +24,19 @@ import (
 	"github.com/tonistiigi/fsutil"
 )
 
-// ordinaryBuild is what a client and others get to see of a build.
+// ordinaryBuild is what clients and other users can see of a build.
 type ordinaryBuild struct {
-	Vertices   []string // names, sorted, with what was cached and the logs
-	Again      []string // the same of a second build
-	Sequence   []string // names of the steps in the order of their ends, if one needs the other
+	Vertices   []string // sorted names, with logs and whether they were cached
+	Again      []string // the same for a second build
+	Sequence   []string // names of dependent steps, by the time of their end
 	Err        string
 	Image      string   // digest without attestations
-	Provenance []string // by platform, without times and names of the run
+	Provenance []string // by platform, without times and names that differ between runs
 	Steps      []int32  // completed, cached and all, in the history
 }
 
-// TestQuietBuilds has builds that chain nothing, which look the same as on
-// upstream's daemon.
+// TestQuietBuilds runs builds that chain nothing. They look the same as on upstream's
+// daemon.
 func TestQuietBuilds(t *testing.T) {
 	t.Parallel()
 	requireTestbed(t)
@@ -68,8 +68,8 @@ func TestQuietBuilds(t *testing.T) {
 	})
 }
 
-// requireQuiet builds a Dockerfile on both daemons and compares all that can be
-// seen of it.
+// requireQuiet builds a Dockerfile on both daemons, and compares everything that users can
+// see of it.
 func requireQuiet(t *testing.T, dockerfile string, attrs map[string]string, sequence bool) {
 	t.Helper()
 	dir := t.TempDir()
@@ -87,7 +87,7 @@ func requireQuiet(t *testing.T, dockerfile string, attrs map[string]string, sequ
 	if up := results[testbed.Upstream]; up.Err == "" {
 		require.NotEmpty(t, up.Image)
 		require.NotEmpty(t, up.Provenance)
-		require.NotEqual(t, up.Vertices, up.Again, "the second build finds what the first has made")
+		require.NotEqual(t, up.Vertices, up.Again, "the second build uses the cache of the first")
 	} else {
 		require.Contains(t, up.Err, "exit code: 3")
 		require.Contains(t, up.Vertices, "[3/4] RUN echo two; exit 3: failed: two\n")
@@ -165,9 +165,8 @@ func (b *buffer) Close() error {
 	return nil
 }
 
-// vertices returns the names of the vertices that have run, with what became of them
-// and what they printed, sorted, and those that are steps of a stage in the order of
-// their ends.
+// vertices returns the sorted names of the vertices that have run, with their outcome and
+// output. It also returns the steps of a stage in the order of their ends.
 func vertices(status <-chan *client.SolveStatus) (names, sequence []string) {
 	seen, logs := map[digest.Digest]string{}, map[digest.Digest]string{}
 	for st := range status {
@@ -178,7 +177,7 @@ func vertices(status <-chan *client.SolveStatus) (names, sequence []string) {
 			if _, ok := seen[v.Digest]; ok || v.Completed == nil {
 				continue
 			}
-			// what platforms share has the name of the one that came first
+			// a vertex that platforms share has the name of the first platform
 			name := strings.ReplaceAll(v.Name, "[linux/arm64 ", "[linux/amd64 ")
 			if strings.HasPrefix(name, "[") && !strings.HasPrefix(name, "[internal]") {
 				sequence = append(sequence, name)
@@ -214,8 +213,8 @@ func historyRecord(t *testing.T, c *client.Client, ref string) *controlapi.Build
 	}
 }
 
-// findProvenance returns the provenance in an OCI archive, without what tells
-// one run from another.
+// findProvenance returns the provenance in an OCI archive, without what differs between
+// runs.
 func findProvenance(t *testing.T, archive []byte) (out []string) {
 	tr := tar.NewReader(bytes.NewReader(archive))
 	for {
@@ -247,9 +246,9 @@ func withoutRun(v any) any {
 		for k, e := range v {
 			switch k {
 			case "startedOn", "finishedOn", "invocationId", "invocationID", "buildStartedOn", "buildFinishedOn", "buildInvocationID", "sysUsage", "resourceUsage",
-				// of what has the time of the run in it
+				// digests of content that contains the time of the run
 				"digestMapping", "layers",
-				// what platforms share has the one that came first
+				// a step that platforms share has the name of the first platform
 				"platform":
 				delete(v, k)
 			default:
@@ -264,9 +263,9 @@ func withoutRun(v any) any {
 	return v
 }
 
-// TestQuietProvenance has a child whose base comes from a git repository and is
-// solved lazily or evaluated at once. The provenance of the child names the
-// source of base, with its digest if base was evaluated, as on upstream's daemon.
+// TestQuietProvenance uses a child whose base comes from a git repository and is solved
+// lazily or evaluated at once. The child's provenance names the source of base, with its
+// digest if base was evaluated, as on upstream's daemon.
 func TestQuietProvenance(t *testing.T) {
 	t.Parallel()
 	requireTestbed(t)

@@ -14,26 +14,25 @@ import (
 // The model of random graphs. It knows nothing of the solver, only what
 // clients may rely on:
 //
-//   - A build is chained on others whose client has got a result that is part of
-//     what the build solves: an ancestor of the result of a definition, or any op
-//     of an input of a frontend. Who solves the same result is a stranger.
-//   - A need of a step is served by the first build that offers it. Those come
-//     first that have solved the step, and on which a build is chained that builds
-//     it, in the order in which they solved it. Then come the builds that build
-//     it, by their start. Others are never asked.
-//   - What no build offers is missing: a required need fails the step, an
-//     optional one is absent in it.
-//   - What a step saw stays until something without cache runs it again.
-//   - A failure is given to others only as long as a build is active that builds
-//     the step.
-//   - With evaluation ahead, what a build has solved lazily may also be built as soon
-//     as another build evaluates, or has evaluated, whose result is part of it; what
-//     may be built counts as evaluating. It may be canceled at any time. Nothing
-//     starts when an evaluation of such a build has failed before.
+//   - A build is chained on each build whose client has received a result that is part
+//     of what the build solves: an ancestor of the result of a definition, or any op
+//     of an input of a frontend. A build that solves the same result is a stranger.
+//   - The first build that offers a need of a step serves it. First come the builds
+//     that have solved the step and on which a build of the step is chained, in the
+//     order in which they solved it. Then come the builds of the step, by start.
+//     Other builds are never asked.
+//   - If no build offers a need, it is missing: a required need fails the step, an
+//     optional one is absent.
+//   - A step keeps what it saw until a build without cache runs it again.
+//   - Other builds get a failure only while a build of the failed step is active.
+//   - With evaluation ahead, what a build has solved lazily may also be built once
+//     another build, whose result is part of it, evaluates or has evaluated. What may
+//     be built counts as evaluating. It may be canceled at any time. Nothing starts
+//     after an evaluation of such a build has failed.
 //   - Nothing else is built.
 //
-// Where builds end, or solve, while others evaluate, more than one outcome is
-// right, and the model has all of them.
+// If builds end, or solve, while others evaluate, more than one outcome is correct,
+// and the model has all of them.
 
 type needKind string
 
@@ -90,7 +89,7 @@ type randomStep struct {
 	delay    time.Duration
 }
 
-// closure returns the step and all that it depends on, inputs first.
+// closure returns the step and all its dependencies, inputs first.
 func (s *randomStep) closure() []*randomStep {
 	var out []*randomStep
 	var walk func(*randomStep)
@@ -112,7 +111,7 @@ type randomBuild struct {
 	name    string
 	eager   bool
 	inputs  bool   // it solves a Dockerfile on its steps, and not the steps themselves
-	noCache string // "", "own" or "all": the steps that run without cache in its definitions
+	noCache string // "", "own" or "all": which steps of its definitions run without cache
 	offers  map[string]string
 	parents []*randomBuild
 	targets map[string]*randomStep // last step by platform
@@ -151,10 +150,10 @@ const (
 	opSolve    opKind = "solve"
 	opEvaluate opKind = "evaluate"
 	opReturn   opKind = "return"
-	opKill     opKind = "kill" // the client of the build goes without a word
+	opKill     opKind = "kill" // the client of the build disconnects without notice
 )
 
-// how an evaluation is asked for
+// how a client asks for an evaluation
 var evaluations = []string{"Evaluate", "ReadFile", "StatFile"}
 
 type randomOp struct {
@@ -163,12 +162,12 @@ type randomOp struct {
 	platform string        // of opEvaluate
 	how      string        // of opEvaluate
 	after    time.Duration // from the start of the round
-	cancel   time.Duration // of opEvaluate, when it is canceled, or 0
+	cancel   time.Duration // of opEvaluate: when it is canceled, or 0
 }
 
-// calm returns the graph without steps that are canceled while they run: no
-// evaluation is, and builds end in rounds of their own. Upstream's daemon keeps the
-// result of such a step in use at times, and this one does not mend that.
+// calm returns the graph without steps that are canceled while they run: it cancels no
+// evaluation, and ends builds in separate rounds. Upstream's daemon sometimes keeps the
+// result of such a step in use, and this daemon does not fix that.
 func (g *randomGraph) calm() *randomGraph {
 	calm := *g
 	calm.rounds = nil
@@ -205,8 +204,8 @@ func (op randomOp) String() string {
 	return s
 }
 
-// randomGraph is a set of builds that are chained, and what is done with them:
-// rounds of operations that run at once.
+// randomGraph is a set of chained builds, and rounds of operations on them. The operations
+// of a round run concurrently.
 type randomGraph struct {
 	ahead     bool // the daemon evaluates ahead
 	seed      uint64
@@ -255,7 +254,7 @@ func randomOffer(id string, build int) string {
 	return fmt.Sprintf("%s-of-b%d", id, build)
 }
 
-// newRandomGraph makes the graph of a number in the series of a seed.
+// newRandomGraph makes the graph with the given number in the series of a seed.
 func newRandomGraph(seed uint64, number int) *randomGraph {
 	rnd := rand.New(rand.NewPCG(seed, uint64(number))) //nolint:gosec // not for secrets
 	g := &randomGraph{seed: seed, number: number, platforms: randomPlatforms[:1+rnd.IntN(len(randomPlatforms))]}
@@ -284,7 +283,7 @@ func (g *randomGraph) addBuild(rnd *rand.Rand, i int) {
 			b.offers[id] = randomOffer(id, i)
 		}
 	}
-	if i > 0 && chance(rnd, 0.2) { // it solves what another build does
+	if i > 0 && chance(rnd, 0.2) { // this build solves the same as another one
 		of := pick(rnd, g.builds)
 		for _, platform := range slices.Sorted(maps.Keys(of.targets)) {
 			if len(b.targets) == 0 || chance(rnd, 0.8) {
@@ -333,7 +332,7 @@ func randomNeeds(rnd *rand.Rand, b *randomBuild) []need {
 		if id != "ssh" {
 			n.kind, n.id = pick(rnd, []needKind{secretAsFile, secretAsEnv}), id
 		}
-		// mostly, a build needs what it has
+		// in most cases, a build needs what it offers
 		if _, ok := b.offers[id]; !ok && chance(rnd, 0.9) {
 			n.optional = true
 		}
@@ -342,8 +341,8 @@ func randomNeeds(rnd *rand.Rand, b *randomBuild) []need {
 	return needs
 }
 
-// addRounds decides what is done with the builds. Solves are in rounds of
-// their own, so that the order of builds is known but for those of one round.
+// addRounds decides the operations on the builds. Rounds of solves have no other
+// operations, so that only the order within a round is unknown.
 func (g *randomGraph) addRounds(rnd *rand.Rand) {
 	order := slices.Clone(g.builds)
 	if chance(rnd, 0.2) { // children solve before their parents
@@ -419,26 +418,26 @@ type expectation struct {
 	gone     bool     // it may fail with the session of a client that was killed
 }
 
-// stepState is what the model knows about a step.
+// stepState is the state of a step in the model.
 type stepState struct {
 	seen     []map[string]bool     // values by need
 	done     bool                  // it has run for sure
 	maybe    bool                  // it may have run
 	canceled bool                  // a run that was canceled may still be ending
-	poisoned map[*randomBuild]bool // active builds that keep its failure, if it failed
-	loaded   map[*randomBuild]bool // active builds that build it, and if that is certain
+	poisoned map[*randomBuild]bool // if it failed, active builds that keep the failure
+	loaded   map[*randomBuild]bool // active builds that build it; true if that is certain
 }
 
 // randomModel follows a graph from round to round.
 type randomModel struct {
 	g      *randomGraph
 	round  int
-	solved map[*randomBuild]int // round in which active builds started and solved
+	solved map[*randomBuild]int // round in which an active build started and solved
 	steps  map[*randomStep]*stepState
 	reruns map[*randomStep]bool // steps that may run more than once
 
-	// results that clients of active builds have, and builds that active ones are
-	// chained on, and if that is certain
+	// results that clients of active builds have, and builds that active builds are
+	// chained on; true if that is certain
 	results map[*randomBuild]map[*randomStep]bool
 	bases   map[*randomBuild]map[*randomBuild]bool
 
@@ -471,11 +470,11 @@ func newRandomModel(g *randomGraph) *randomModel {
 	return m
 }
 
-// resolve returns what a need of a step may see now. At least one of building
-// has it run, and others are there that have built it before.
+// resolve returns what a need of a step may see now. At least one build of building runs
+// the step; other builds have built it before.
 func (m *randomModel) resolve(s *randomStep, n need, leaving map[*randomBuild]bool, building []*randomBuild) map[string]bool {
 	st := m.steps[s]
-	// the variant without cache has builders of its own
+	// the variant without cache has other builders
 	remains := func(b *randomBuild) bool { return st.loaded[b] && !leaving[b] && !m.reruns[s] }
 	chained := func(b, base *randomBuild) bool { return m.bases[b][base] && !leaving[b] }
 
@@ -505,7 +504,7 @@ func (m *randomModel) resolve(s *randomStep, n need, leaving map[*randomBuild]bo
 	}
 
 	out := map[string]bool{}
-	found := false // for sure
+	found := false // true if certain
 	ask := func(builds []*randomBuild, certain func(*randomBuild) bool) {
 		slices.SortStableFunc(builds, func(a, b *randomBuild) int { return m.solved[a] - m.solved[b] })
 		for i, b := range builds {
@@ -529,8 +528,8 @@ func (m *randomModel) resolve(s *randomStep, n need, leaving map[*randomBuild]bo
 	return out
 }
 
-// resolveAhead is resolve for a step that others may build as well, or alone: any of
-// them can be the one that has it run.
+// resolveAhead is resolve for a step that other builds may also build, or build alone. Any
+// of them can run it.
 func (m *randomModel) resolveAhead(s *randomStep, n need, leaving map[*randomBuild]bool, building, ahead []*randomBuild) map[string]bool {
 	out := map[string]bool{}
 	for _, b := range slices.Concat(building, ahead) {
@@ -541,7 +540,7 @@ func (m *randomModel) resolveAhead(s *randomStep, n need, leaving map[*randomBui
 	return out
 }
 
-// aheadOf returns the builds that may build each step ahead of their clients in a
+// aheadOf returns, for each step, the builds that may build it ahead of their clients in a
 // round.
 func (m *randomModel) aheadOf(round []randomOp) map[*randomStep][]*randomBuild {
 	out := map[*randomStep][]*randomBuild{}
@@ -595,8 +594,7 @@ func (m *randomModel) aheadOf(round []randomOp) map[*randomStep][]*randomBuild {
 	return out
 }
 
-// chain chains b on the builds with results that it takes, or may get in this
-// round.
+// chain chains b on the builds whose results it uses, or may receive in this round.
 func (m *randomModel) chain(b *randomBuild, certain bool, leaving, solving map[*randomBuild]bool) {
 	for _, base := range m.g.builds {
 		if _, ok := m.solved[base]; !ok || base == b {
@@ -612,7 +610,7 @@ func (m *randomModel) chain(b *randomBuild, certain bool, leaving, solving map[*
 	}
 }
 
-// start begins a round and returns what each of its operations may do.
+// start begins a round, and returns what each of its operations may do.
 func (m *randomModel) start(round []randomOp) []expectation {
 	m.round++
 	leaving, solving := map[*randomBuild]bool{}, map[*randomBuild]bool{}
@@ -751,10 +749,10 @@ func (m *randomModel) solvesAgain(op randomOp) bool {
 	return op.kind == opEvaluate && op.build.eager && !m.results[op.build][op.build.targets[op.platform]]
 }
 
-// cutOff is for a step that may be running although whoever evaluated it was
-// told that this is canceled: the agent it uses can go before it is killed. Upstream
-// also runs a step without an optional agent when it was canceled while the client
-// was asked for it, and keeps the result if the step ends before it is killed.
+// cutOff handles a step that may still be running after its evaluation was canceled: the
+// agent that it uses can disappear before the step is killed. Upstream also runs a step
+// without an optional agent if it was canceled while the client was asked for the agent,
+// and keeps the result if the step ends before it is killed.
 func (m *randomModel) cutOff(s *randomStep, leaving map[*randomBuild]bool) {
 	for i, n := range s.needs {
 		if n.kind == sshAgent && n.optional {
@@ -770,7 +768,7 @@ func (m *randomModel) cutOff(s *randomStep, leaving map[*randomBuild]bool) {
 	}
 }
 
-// finish ends a round with what happened.
+// finish ends a round with the outcomes of its operations.
 func (m *randomModel) finish(round []randomOp, succeeded []bool) {
 	for i, op := range round {
 		switch {
@@ -803,7 +801,7 @@ func (m *randomModel) finish(round []randomOp, succeeded []bool) {
 	}
 }
 
-// checkBuilt compares the steps that were built for a build with those that may be.
+// checkBuilt checks that only allowed steps were built for a build.
 func (m *randomModel) checkBuilt(b *randomBuild, names []string) error {
 	for _, name := range names {
 		i := slices.IndexFunc(m.g.steps, func(s *randomStep) bool { return s.name == name })
@@ -814,7 +812,7 @@ func (m *randomModel) checkBuilt(b *randomBuild, names []string) error {
 	return nil
 }
 
-// end forgets a build that is not active any more.
+// end forgets a build that is no longer active.
 func (m *randomModel) end(b *randomBuild) {
 	delete(m.solved, b)
 	delete(m.evaluated, b)

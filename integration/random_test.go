@@ -28,19 +28,18 @@ import (
 )
 
 var (
-	randomSeed    = flag.Uint64("seed", 0, "seed of the random graphs, 0 for one of its own")
+	randomSeed    = flag.Uint64("seed", 0, "seed of the random graphs, 0 for a new one")
 	randomGraphs  = flag.Int("graphs", 15, "number of random graphs")
 	randomOnly    = flag.Int("graph", -1, "run only the random graph of this number")
 	randomWorkers = flag.Int("workers", 3, "random graphs that run at once")
 )
 
-// opTimeout is how long one operation of a random graph may take before it
-// counts as hanging.
+// opTimeout bounds an operation of a random graph. A longer one counts as hanging.
 const opTimeout = 60 * time.Second
 
-// TestRandomGraphs builds random chains in random order and compares what
-// their steps saw with the model. A failing graph is drawn next to the log of
-// the daemon, and runs again with -seed and -graph.
+// TestRandomGraphs builds random chains in random order, and compares what their steps saw
+// with the model. The test draws a failing graph next to the log of the daemon. -seed and
+// -graph run it again.
 func TestRandomGraphs(t *testing.T) {
 	t.Parallel()
 	runRandomGraphs(t, newRandomBed(t, subject()), false)
@@ -71,7 +70,7 @@ func runRandomGraphs(t *testing.T, bed *randomBed, ahead bool) {
 	}
 	t.Logf("-seed %d -graphs %d", seed, graphs)
 
-	// results of earlier graphs are of no use to later ones
+	// later graphs do not use the results of earlier ones
 	const batch = 200
 	var evaluations, started int
 	for numbers := range slices.Chunk(numbers, batch) {
@@ -100,12 +99,12 @@ func runRandomGraphs(t *testing.T, bed *randomBed, ahead bool) {
 		}
 		require.NoError(t, eg.Wait())
 		require.NoError(t, bed.client.Prune(t.Context(), nil, client.PruneAll))
-		t.Logf("%d graphs, %d evaluations, %d times a result could be ahead", numbers[len(numbers)-1]+1, evaluations, started)
+		t.Logf("%d graphs, %d evaluations, %d results could be evaluated ahead", numbers[len(numbers)-1]+1, evaluations, started)
 	}
 }
 
-// randomBed is what all random graphs share: a daemon, and the agents of
-// builds, which have no more builds than that.
+// randomBed is what all random graphs share: a daemon, and the agents that builds
+// offer.
 type randomBed struct {
 	daemon *testbed.Daemon
 	client *client.Client
@@ -116,8 +115,7 @@ type randomBed struct {
 
 func newRandomBed(t *testing.T, flavor testbed.Flavor) *randomBed {
 	t.Helper()
-	// the daemon keeps what it has until it is told to remove it, as results
-	// that vanish would run steps again
+	// the daemon removes no results by itself: otherwise steps would run again
 	return newRandomBedOn(t, testbed.DaemonOptions{Flavor: flavor, Quiet: true})
 }
 
@@ -140,8 +138,8 @@ func newRandomBedOn(t *testing.T, opt testbed.DaemonOptions) *randomBed {
 		bed.agents[name] = a.Socket
 	}
 
-	// a build that has the root filesystem, so that it is not sent again. It is no
-	// result of it: nothing is chained on this build.
+	// a build caches the root filesystem, so that it is not sent again. The build
+	// returns no result, so nothing is chained on it.
 	ready := make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -172,7 +170,7 @@ type randomRun struct {
 
 	mu     sync.Mutex
 	active map[*randomBuild]*activeBuild
-	built  map[*randomBuild]map[string]bool // steps in the progress of builds
+	built  map[*randomBuild]map[string]bool // steps in the progress of each build
 }
 
 // builtSteps returns the steps that were built for each build so far.
@@ -186,7 +184,7 @@ func (r *randomRun) builtSteps() map[*randomBuild][]string {
 	return out
 }
 
-// watch notes which steps the progress of a build shows.
+// watch records which steps the progress of a build shows.
 func (r *randomRun) watch(b *randomBuild) chan *client.SolveStatus {
 	ch := make(chan *client.SolveStatus)
 	go func() {
@@ -224,7 +222,7 @@ func newRandomRun(bed *randomBed, g *randomGraph) *randomRun {
 	return &randomRun{bed: bed, g: g, model: newRandomModel(g), nonce: identity.NewID(), active: map[*randomBuild]*activeBuild{}, built: map[*randomBuild]map[string]bool{}}
 }
 
-// failure is an error of run with the graph, which is also drawn into a file of
+// failure returns an error of run with the graph. It also draws the graph into a file in
 // the folder that testbed.LogsEnv names.
 func (r *randomRun) failure(err error) error {
 	dot := r.g.dot(r.model, err.Error())
@@ -289,14 +287,14 @@ func (r *randomRun) run(ctx context.Context) (retErr error) {
 func (e expectation) check(err error) error {
 	switch {
 	case err == nil && e.mustFail:
-		return errors.Errorf("passed, although one of %v is offered by nobody", e.errors)
+		return errors.Errorf("passed, although no build offers one of %v", e.errors)
 	case errors.Is(err, errHangs):
 		return err
 	case err != nil && e.gone && strings.Contains(err.Error(), "no active session for"):
 	case err != nil && !e.mayFail:
 		return errors.Wrap(err, "failed, although everything is offered")
 	case e.mustFail && strings.Contains(err.Error(), "releasing already released reference"):
-		// upstream says this when a build solves again what has failed in it
+		// upstream returns this if a build solves again what has failed in it
 	case e.mustFail && !slices.ContainsFunc(e.errors, func(msg string) bool { return strings.Contains(err.Error(), msg) }):
 		return errors.Wrapf(err, "expected an error that names one of %v", e.errors)
 	}
@@ -319,7 +317,7 @@ var errHangs = errors.Errorf("not done within %s", opTimeout)
 
 func (r *randomRun) do(ctx context.Context, op randomOp) (_ map[*randomStep][]string, err error) {
 	if op.after > 0 {
-		time.Sleep(op.after) // part of the graph
+		time.Sleep(op.after) // the delay is part of the graph
 	}
 	switch op.kind {
 	case opSolve:
@@ -356,7 +354,7 @@ func errNotActive(b *randomBuild) error {
 	return errors.Errorf("%s has not started, or has ended", b.name)
 }
 
-// take removes a build from those that are active.
+// take removes a build from the active ones.
 func (r *randomRun) take(b *randomBuild) (*activeBuild, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -382,9 +380,9 @@ func (r *randomRun) wait(a *activeBuild) error {
 	}
 }
 
-// gone returns when the daemon has ended the build of a client that went
-// without a word. It lasts a little longer than its client, and keeps its
-// failures for as long.
+// gone returns when the daemon has ended the build of a client that disconnected without
+// notice. The build lasts a little longer than its client, and keeps its failures for that
+// time.
 func (r *randomRun) gone(ctx context.Context, a *activeBuild) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, opTimeout, errHangs)
 	defer cancel()
@@ -396,8 +394,8 @@ func (r *randomRun) gone(ctx context.Context, a *activeBuild) error {
 	}
 }
 
-// lasts tells if the daemon still has a build. Upstream's has no graph to look
-// at, and lets go of a build a moment after its history says that it is over.
+// lasts reports if the daemon still has a build. Upstream's daemon serves no graph, and
+// discards a build a moment after its history shows the end.
 func (r *randomRun) lasts(ctx context.Context, a *activeBuild) (bool, error) {
 	builds, err := r.bed.client.ControlClient().ListenBuildHistory(ctx, &controlapi.BuildHistoryRequest{ActiveOnly: true, EarlyExit: true, Ref: a.ref})
 	if err != nil {
@@ -465,8 +463,8 @@ func (r *randomRun) solve(ctx context.Context, b *randomBuild) error {
 	return hangs(ctx, eg.Wait())
 }
 
-// ref returns the reference of a build for a platform, which it solves when
-// there is none.
+// ref returns the ref of a build for a platform. It solves the platform if there is no
+// ref.
 func (r *randomRun) ref(ctx context.Context, a *activeBuild, b *randomBuild, platform string) (gateway.Reference, error) {
 	a.mu.Lock()
 	ref := a.refs[platform]
@@ -524,7 +522,7 @@ func (r *randomRun) evaluate(a *activeBuild, op randomOp) (map[*randomStep][]str
 	return seen, nil
 }
 
-// hangs tells a timeout from other errors.
+// hangs reports if an error is a timeout.
 func hangs(ctx context.Context, err error) error {
 	if err != nil && errors.Is(context.Cause(ctx), errHangs) {
 		return errors.WithStack(errHangs)
@@ -532,8 +530,8 @@ func hangs(ctx context.Context, err error) error {
 	return err
 }
 
-// state is the step as it is in the definitions of viewer. The digest is the
-// same in all definitions, caching need not be.
+// state returns the step as in the definitions of viewer. The digest is the same in all
+// definitions; caching can differ.
 func (r *randomRun) state(viewer *randomBuild, s *randomStep, known map[*randomStep]llb.State) llb.State {
 	if st, ok := known[s]; ok {
 		return st

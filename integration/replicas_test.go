@@ -9,9 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestReplicas solves base on one replica and evaluates a child that is chained
-// on it on the same one, and on another. It is what docs/kubernetes.md refers
-// to.
+// TestReplicas solves base on one replica, and evaluates a child that is chained on it on
+// the same replica and on another one. docs/kubernetes.md refers to this test.
 func TestReplicas(t *testing.T) {
 	first := newClient(t, newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload}))
 	second := newClient(t, newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload}))

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// buildxVersion is what tests use that are not about a release of buildx.
+// buildxVersion is the release for tests that do not depend on the release of buildx.
 const buildxVersion = "v0.35.0"
 
 func newBuilder(t *testing.T, d *testbed.Daemon) *testbed.Builder {
@@ -32,8 +32,8 @@ func newBuilderOf(t *testing.T, version string, d *testbed.Daemon) *testbed.Buil
 	return b
 }
 
-// build runs buildx build without cache on a folder with a root filesystem, and
-// returns what it printed.
+// build runs buildx build without cache on a folder with a root filesystem, and returns
+// the output.
 func build(t *testing.T, b *testbed.Builder, dockerfile string, env []string, args ...string) (string, error) {
 	t.Helper()
 	dir := t.TempDir()
@@ -124,7 +124,7 @@ func TestHTTPServer(t *testing.T) {
 	require.Contains(t, out, "401")
 }
 
-// TestGitSSHServer has a repository that one of two keys opens.
+// TestGitSSHServer uses a repository that only one of two keys can read.
 func TestGitSSHServer(t *testing.T) {
 	requireTestbed(t)
 	git, err := testbed.StartGitServer(t.Context(), map[string]string{"file": "content"}, nil)

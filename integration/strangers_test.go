@@ -29,25 +29,25 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// A stranger is a build that solves the same steps as another one, of which
-// neither has received a result of the other. Whatever it offers and does, the
-// other build is as on upstream's daemon.
+// A stranger is a build that solves the same steps as another one. Neither has received a
+// result of the other. Whatever the stranger offers and does, the other build behaves as
+// on upstream's daemon.
 
 const (
 	good = "good" // a value that servers accept
 	bad  = "bad"  // one that they refuse
 )
 
-// strangerBed is what the tests of strangers share: services, and a daemon of
-// each flavor.
+// strangerBed is what the tests of strangers share: services, and one daemon of each
+// flavor.
 type strangerBed struct {
-	git       *testbed.GitServer // for the good token
+	git       *testbed.GitServer // accepts the good token
 	web       *testbed.HTTPServer
-	basic     *testbed.Registry // for the good password
-	tokens    *testbed.Registry // for the good password, with tokens
+	basic     *testbed.Registry // accepts the good password
+	tokens    *testbed.Registry // accepts the good password, with tokens
 	anonymous *testbed.Registry
 	root      llb.State
-	locals    map[string]string // by value, with a folder for src
+	locals    map[string]string // folders for src by value
 	agents    map[string]string // sockets by value
 	logins    map[string]string // configuration of docker by value
 	contexts  string            // folder of Dockerfiles
@@ -125,8 +125,7 @@ func pushState(t *testing.T, c *client.Client, p peer, st llb.State, image strin
 	require.NoError(t, err)
 }
 
-// peer is a build that has a value for everything that there is to offer, or
-// has nothing.
+// peer returns a build that offers a value for every need, or nothing.
 func (bed *strangerBed) peer(name, value string) peer {
 	p := peer{name: name, locals: map[string]string{"dockerfile": bed.contexts}}
 	if value == "" {
@@ -140,7 +139,7 @@ func (bed *strangerBed) peer(name, value string) peer {
 	return p
 }
 
-// dockerLogin returns the configuration of a client of docker that is logged in to
+// dockerLogin returns the configuration of a docker CLI that is logged in to the
 // registries.
 func dockerLogin(t *testing.T, user, password string, registries ...*testbed.Registry) string {
 	t.Helper()
@@ -180,13 +179,12 @@ func (s countedSecrets) GetSecret(_ context.Context, id string) ([]byte, error) 
 	return nil, errors.WithStack(secrets.ErrNotFound)
 }
 
-// strangerNeed is a step that takes something from a session, and writes what
-// it got to /seen.
+// strangerNeed is a step that takes something from a session, and writes it to /seen.
 type strangerNeed struct {
 	name       string
 	state      llb.State
 	dockerfile string // with a stage base, instead of state
-	want       string // with the good value
+	want       string // what it sees with the good value
 }
 
 func (bed *strangerBed) needs(t *testing.T) []strangerNeed {
@@ -224,8 +222,8 @@ func (bed *strangerBed) needs(t *testing.T) []strangerNeed {
 	return needs
 }
 
-// solve solves the step lazily. A stranger solves more than that as well: a
-// result on which it is, and the base of a Dockerfile.
+// solve solves the step lazily. A stranger solves two more results: one that it is based
+// on, and the base of a Dockerfile.
 func (n strangerNeed) solve(ctx context.Context, b peerBuild, stranger bool) (gateway.Reference, error) {
 	if n.dockerfile == "" {
 		if stranger {
@@ -246,13 +244,13 @@ func (n strangerNeed) solve(ctx context.Context, b peerBuild, stranger bool) (ga
 	return res.SingleRef()
 }
 
-// outcome is what became of a build.
+// outcome is the outcome of a build.
 type outcome struct {
-	seen string // by the step, or the error
+	seen string // what the step has seen, or the error
 	took time.Duration
 }
 
-// TestStrangers has builds beside a stranger, on both daemons.
+// TestStrangers runs builds beside a stranger, on both daemons.
 func TestStrangers(t *testing.T) {
 	t.Parallel()
 	bed := newStrangerBed(t)
@@ -262,7 +260,7 @@ func TestStrangers(t *testing.T) {
 	t.Run("buildx", bed.testBuildx)
 }
 
-// testSessions has a stranger that solved the same steps before, and does not
+// testSessions uses a stranger that has solved the same steps before, and does not
 // evaluate them.
 func (bed *strangerBed) testSessions(t *testing.T) {
 	for _, tc := range []struct {
@@ -279,7 +277,7 @@ func (bed *strangerBed) testSessions(t *testing.T) {
 			needs := bed.needs(t)
 			outcomes := map[testbed.Flavor]map[string]outcome{}
 			for _, flavor := range testbed.Flavors {
-				// images and repositories are fetched again
+				// so that images and repositories are fetched again
 				require.NoError(t, bed.clients[flavor].Prune(t.Context(), nil, client.PruneAll))
 				outcomes[flavor] = bed.beside(t, flavor, bed.peer("own", tc.own), bed.peer("stranger", tc.stranger), tc.fault, needs)
 			}
@@ -292,14 +290,14 @@ func (bed *strangerBed) testSessions(t *testing.T) {
 				}
 				require.Equal(t, up.seen, ours.seen, n.name)
 				t.Logf("%s: %q, upstream %s, ours %s", n.name, up.seen, up.took.Round(time.Millisecond), ours.took.Round(time.Millisecond))
-				// a session that is gone is waited for in 5 s
+				// a daemon that waits for a disconnected session takes 5 s
 				require.Less(t, ours.took, allowance(up.took, 2, 3*time.Second), n.name)
 			}
 		})
 	}
 }
 
-// beside returns what becomes of builds beside a stranger.
+// beside returns the outcomes of builds beside a stranger.
 func (bed *strangerBed) beside(t *testing.T, flavor testbed.Flavor, own, stranger peer, fault func(*proxy), needs []strangerNeed) map[string]outcome {
 	t.Helper()
 	var asks *atomic.Int64
@@ -335,7 +333,7 @@ func (bed *strangerBed) beside(t *testing.T, flavor testbed.Flavor, own, strange
 	}
 	before := int64(0)
 	if asks != nil {
-		before = asks.Load() // a Dockerfile has its base resolved
+		before = asks.Load() // solving a Dockerfile resolves its base
 	}
 	if fault != nil {
 		fault(proxy)
@@ -370,7 +368,8 @@ func (bed *strangerBed) beside(t *testing.T, flavor testbed.Flavor, own, strange
 	return outcomes
 }
 
-// read returns what a step has seen, which the peer solves and evaluates.
+// read solves and evaluates a step as a build of the peer, and returns what the step has
+// seen.
 func (p peer) read(ctx context.Context, c *client.Client, solve func(context.Context, peerBuild) (gateway.Reference, error)) (string, error) {
 	var seen []byte
 	var err error
@@ -381,14 +380,14 @@ func (p peer) read(ctx context.Context, c *client.Client, solve func(context.Con
 		}
 		return err
 	})
-	if err == nil { // an error of the build is wrapped in one of two ways
+	if err == nil { // errors of the build are wrapped in one of two ways
 		err = runErr
 	}
 	return string(seen), err
 }
 
-// testCacheImport has a stranger that imports the cache of an earlier build. The
-// steps of another build run, as it imports none.
+// testCacheImport uses a stranger that imports the cache of an earlier build. The steps of
+// another build run, because that build imports no cache.
 func (bed *strangerBed) testCacheImport(t *testing.T) {
 	st := sh(bed.root, "cat /proc/sys/kernel/random/uuid > /seen")
 	def, err := st.Marshal(t.Context())
@@ -431,11 +430,12 @@ func (bed *strangerBed) testCacheImport(t *testing.T) {
 	}
 }
 
-// activities are what a build does while others are built. It is on base, and
-// has a step of its own that takes a secret.
+// activities are what a build does while other builds run. The build is based on base, and
+// its own step takes a secret.
 var activities = []string{"lazy", "waiting", "running", "failing", "just ended"}
 
-// during calls f while, or when, a build on base is active.
+// during calls f during the activity of a build on base, or right after a build that has
+// just ended.
 func (bed *strangerBed) during(t *testing.T, c *client.Client, activity string, p peer, base llb.State, f func()) {
 	t.Helper()
 	held := &heldSecrets{asked: make(chan struct{}, 1), release: make(chan struct{})}
@@ -477,9 +477,8 @@ func (bed *strangerBed) during(t *testing.T, c *client.Client, activity string, 
 	}
 }
 
-// testStale has builds while another one is active that has the same base. They
-// run again what they must, see what has changed, and find in the cache what has
-// not.
+// testStale runs builds while another build with the same base is active. They run the
+// steps that they must run again, see what has changed, and find the rest in the cache.
 func (bed *strangerBed) testStale(t *testing.T) {
 	web := t.TempDir()
 	server, err := testbed.StartHTTPServer(os.DirFS(web), nil)
@@ -490,7 +489,7 @@ func (bed *strangerBed) testStale(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, git.Close()) })
 	src := t.TempDir()
 
-	// what a case sees is compared with upstream, and with what is right when the
+	// what a case sees is compared with upstream, and with the expected value if the
 	// other build is solved lazily
 	const readFile, random = "cat /src/file > /seen", "cat /proc/sys/kernel/random/uuid > /seen"
 	type step func(...llb.RunOption) llb.State
@@ -507,9 +506,9 @@ func (bed *strangerBed) testStale(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		base   func() step
-		change func(content string) error // what the base reads
+		change func(content string) error // changes what base reads
 		builds func(read func(p peer, st llb.State) string, base step) []string
-		want   string // beside a lazy build
+		want   string // expected beside a lazy build
 	}{
 		{
 			name: "without cache, three times",
@@ -598,8 +597,8 @@ func (bed *strangerBed) testStale(t *testing.T) {
 	}
 }
 
-// testBuildx builds with buildx while a build and a bake are active that have
-// the same base.
+// testBuildx builds with buildx while a build and a bake with the same base are
+// active.
 func (bed *strangerBed) testBuildx(t *testing.T) {
 	for _, version := range []string{"v0.29.1", "v0.38.2"} {
 		t.Run(version, func(t *testing.T) {
@@ -607,7 +606,7 @@ func (bed *strangerBed) testBuildx(t *testing.T) {
 			for _, flavor := range testbed.Flavors {
 				outcomes[flavor] = strings.Join(bed.besideBake(t, version, bed.daemons[flavor]), " ")
 			}
-			// children find base in the cache, which is run again without it
+			// children find base in the cache; without cache, base runs again
 			require.Equal(t, "a a b c d a a", outcomes[testbed.Upstream])
 			require.Equal(t, outcomes[testbed.Upstream], outcomes[testbed.Graphload])
 		})
@@ -620,7 +619,7 @@ func (bed *strangerBed) besideBake(t *testing.T, version string, d *testbed.Daem
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 
-	// the steps of those that are active wait for an answer
+	// the steps of the active builds wait for an answer
 	arrived, release := make(chan struct{}, 2), make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		arrived <- struct{}{}
@@ -687,7 +686,7 @@ func (bed *strangerBed) besideBake(t *testing.T, version string, d *testbed.Daem
 	return pattern(seen)
 }
 
-// pattern names equal values with equal letters.
+// pattern returns a letter for each value, the same for equal values.
 func pattern(values []string) (out []string) {
 	names := map[string]string{}
 	for _, v := range values {

@@ -37,9 +37,9 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// TestTenants has two users of one daemon that do not know of each other, and
-// says what one gets from the other: on upstream's daemon, and on this one. It
-// is what docs/security.md refers to.
+// TestTenants runs builds of two users of one daemon that do not know of each other. It
+// shows what one gets from the other, on upstream's daemon and on this one.
+// docs/security.md refers to it.
 func TestTenants(t *testing.T) {
 	const value, other = "secret-of-alice", "secret-of-mallory"
 	dir := t.TempDir()
@@ -56,7 +56,7 @@ func TestTenants(t *testing.T) {
 	is := func(st llb.State) llb.State { return st }
 	on := func(st llb.State) llb.State { return st.File(llb.Mkdir("/on", 0o755)) }
 
-	// read evaluates a state and returns what the step has copied.
+	// read evaluates a state, and returns what the step has copied
 	read := func(ctx context.Context, b peerBuild, st llb.State) (string, error) {
 		ref, err := b.solve(ctx, st)
 		if err != nil {
@@ -77,7 +77,7 @@ func TestTenants(t *testing.T) {
 			}))
 		}
 
-		// secrets are not in cache keys: who sends the same step gets the
+		// secrets are not in cache keys: a client that sends the same step gets the
 		// result, on any BuildKit
 		t.Run(string(flavor)+"/identical step after it ran", func(t *testing.T) {
 			st := step()
@@ -89,8 +89,8 @@ func TestTenants(t *testing.T) {
 			}))
 		})
 
-		// what alice has solved is no business of a build that solves it, too, and
-		// one that has her result builds on what she offers
+		// a build that solves the same as alice gets nothing from her; a build that has
+		// her result gets what she offers
 		for _, chained := range []bool{false, true} {
 			name, of := "identical step while it is solved lazily", is
 			if chained {
@@ -147,7 +147,7 @@ func TestTenants(t *testing.T) {
 			require.ErrorContains(t, err, "secret token: not found")
 		})
 
-		// the same definition is another step when a policy has changed it
+		// a definition that a policy has changed is another step
 		t.Run(string(flavor)+"/other policy", func(t *testing.T) {
 			st := step()
 			converted := peer{name: "alice", secrets: alice.secrets, locals: map[string]string{"rootfs": dir, "other": dir}}
@@ -225,7 +225,7 @@ func TestTenants(t *testing.T) {
 			}))
 		})
 
-		// the input of the step waits until both builds have asked for it
+		// the input of the step waits until both builds have requested it
 		t.Run(string(flavor)+"/identical step at the same time", func(t *testing.T) {
 			for name, offers := range map[string][2]map[string]string{
 				"only one of them has it": {nil, {"token": other}},
@@ -253,15 +253,15 @@ func TestTenants(t *testing.T) {
 				}
 				close(held.release)
 				require.NoError(t, eg.Wait(), name)
-				require.Equal(t, seen[0], seen[1], "%s: it runs once", name)
+				require.Equal(t, seen[0], seen[1], "%s: the step runs once", name)
 				if !strings.HasPrefix(seen[0], value) || offers[0] == nil {
 					require.True(t, strings.HasPrefix(seen[0], other), "%s: %s", name, seen[0])
 				}
 			}
 		})
 
-		// on any daemon, what another build has evaluated is there, with its value.
-		// What it has only solved changes nothing
+		// on any daemon, the cache has what another build has evaluated, with its value;
+		// what that build has only solved changes nothing
 		t.Run(string(flavor)+"/identical step of another build before", func(t *testing.T) {
 			for _, tc := range []struct {
 				name      string
@@ -297,11 +297,11 @@ func TestTenants(t *testing.T) {
 			}
 		})
 
-		// a build that chains on results of two others is given the values of the one
-		// that solved the step first
+		// a build that chains on results of two others gets the value of the one that
+		// solved the step first
 		t.Run(string(flavor)+"/identical step of two bases", func(t *testing.T) {
 			if flavor != testbed.Graphload {
-				t.Skip("it has no bases")
+				t.Skip("upstream's daemon has no bases")
 			}
 			for name, bases := range map[string][2]peer{"alice was first": {alice, liar}, "alice was second": {liar, alice}} {
 				st := step()
@@ -344,7 +344,7 @@ func TestTenants(t *testing.T) {
 	}
 }
 
-// tenantSecrets holds the secret "held" and gives others at once.
+// tenantSecrets holds back the secret "held", and returns others at once.
 type tenantSecrets struct {
 	held   *heldSecrets
 	others map[string]string
@@ -360,8 +360,8 @@ func (s tenantSecrets) GetSecret(ctx context.Context, id string) ([]byte, error)
 	return nil, errors.WithStack(secrets.ErrNotFound)
 }
 
-// shows makes a channel that is closed when progress of the peer, which is about
-// to run, has a step: then its build is one of those that build the step.
+// shows returns a channel that is closed when the progress of the peer, which is about to
+// run, has a step. From then on, the peer's build is one of those that build the step.
 func shows(p *peer, name string) <-chan struct{} {
 	ch := make(chan struct{})
 	found := sync.OnceFunc(func() { close(ch) })
@@ -377,8 +377,8 @@ func shows(p *peer, name string) <-chan struct{} {
 	return ch
 }
 
-// requireTrusted has a client do to a build of alice what everybody may do who
-// can connect.
+// requireTrusted lets a client do to a build of alice what every client that can connect
+// may do.
 func requireTrusted(t *testing.T, d *testbed.Daemon, c *client.Client, alice peer, step func() llb.State) {
 	t.Helper()
 	conn, err := grpc.NewClient(d.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -410,7 +410,7 @@ func requireTrusted(t *testing.T, d *testbed.Daemon, c *client.Client, alice pee
 	active := history(true)
 	require.Len(t, active, 1, "builds of others are listed")
 
-	// a step that is added to her build gets what she offers
+	// a step that another client adds to her build gets what she offers
 	ctx := buildid.AppendToOutgoingContext(t.Context(), active[0])
 	bridge := gatewaypb.NewLLBBridgeClient(conn)
 	def, err := step().Marshal(ctx, llb.LocalUniqueID("testbed"))
@@ -421,13 +421,13 @@ func requireTrusted(t *testing.T, d *testbed.Daemon, c *client.Client, alice pee
 	require.NoError(t, err)
 	require.Equal(t, alice.secrets["token"], string(file.GetData()))
 
-	_, err = bridge.Return(ctx, &gatewaypb.ReturnRequest{Error: status.New(codes.Aborted, "ended by somebody else").Proto()})
+	_, err = bridge.Return(ctx, &gatewaypb.ReturnRequest{Error: status.New(codes.Aborted, "ended by another client").Proto()})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return len(history(true)) == 0 }, hangTimeout, 10*time.Millisecond)
 	close(leave)
 	require.Error(t, <-ended)
 
-	require.Equal(t, "ended by somebody else", historyRecord(t, c, active[0]).GetError().GetMessage())
+	require.Equal(t, "ended by another client", historyRecord(t, c, active[0]).GetError().GetMessage())
 	_, err = c.ControlClient().UpdateBuildHistory(t.Context(), &controlapi.UpdateBuildHistoryRequest{Ref: active[0], Delete: true})
 	require.NoError(t, err)
 	require.NotContains(t, history(false), active[0])
@@ -441,7 +441,7 @@ func requireTrusted(t *testing.T, d *testbed.Daemon, c *client.Client, alice pee
 	require.Empty(t, records)
 }
 
-// requireCompaction has the daemon compact a database, in releases that can.
+// requireCompaction lets the daemon compact a database, if the release supports it.
 func requireCompaction(t *testing.T, d *testbed.Daemon) {
 	t.Helper()
 	database := url.QueryEscape(filepath.Join(d.Root, "cache.db"))
@@ -450,7 +450,7 @@ func requireCompaction(t *testing.T, d *testbed.Daemon) {
 	resp, err := debugClient(t, d).Do(req)
 	require.NoError(t, err)
 	defer resp.Body.Close()
-	// the rest comes when the daemon has been idle
+	// the rest of the answer arrives when the daemon is idle
 	first, err := bufio.NewReader(resp.Body).ReadString('\n')
 	require.NoError(t, err)
 	if resp.StatusCode == http.StatusNotFound {
@@ -461,8 +461,8 @@ func requireCompaction(t *testing.T, d *testbed.Daemon) {
 	require.Contains(t, first, "manual attempt requested")
 }
 
-// TestTrustedClientEndsDaemon has a client that may connect send a message that
-// upstream's daemon does not survive.
+// TestTrustedClientEndsDaemon lets a client that may connect send a message that crashes
+// upstream's daemon.
 func TestTrustedClientEndsDaemon(t *testing.T) {
 	for _, flavor := range testbed.Flavors {
 		t.Run(string(flavor), func(t *testing.T) {
@@ -480,7 +480,7 @@ func TestTrustedClientEndsDaemon(t *testing.T) {
 	}
 }
 
-// debugURLs are the debug handlers that show what is in the daemon.
+// debugURLs are the debug handlers that show the state of the daemon.
 var debugURLs = []string{
 	"/debug/vars", "/debug/requests?fam=&b=0", "/debug/events", "/debug/cache/all", "/debug/cache/store", "/metrics",
 	"/debug/pprof/cmdline", "/debug/pprof/goroutine?debug=2", "/debug/pprof/heap?debug=1",

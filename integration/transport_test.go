@@ -40,7 +40,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// freePort returns a port of the loopback address that nobody listens on.
+// freePort returns a free port of the loopback address.
 func freePort(t *testing.T) int {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -49,7 +49,7 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// runScenarios bakes the scenarios of the demo with a builder.
+// runLoops bakes the scenarios of the demo with a builder.
 func runScenarios(t *testing.T, b *testbed.Builder, runs int) {
 	t.Helper()
 	for _, scenario := range testbed.DemoScenarios {
@@ -65,8 +65,9 @@ func runScenarios(t *testing.T, b *testbed.Builder, runs int) {
 	}
 }
 
-// TestMutualTLS bakes the scenarios over TCP, with a daemon that asks for a
-// certificate. Who has none, or one of another authority, gets nothing.
+// TestMutualTLS bakes the scenarios over TCP, with a daemon that requires a certificate. The
+// daemon answers no call of a client without a certificate, or with one of another
+// authority.
 func TestMutualTLS(t *testing.T) {
 	requireTestbed(t)
 	ca, err := testbed.NewAuthority(t.TempDir())
@@ -117,15 +118,15 @@ func TestMutualTLS(t *testing.T) {
 			t.Logf("%d calls: %v", len(methods), call(t, conn, methods[0], &emptypb.Empty{}))
 		})
 	}
-	// with a certificate all of them are answered, here that a message is missing
+	// with a certificate, the daemon answers all calls, here that a message is missing
 	for _, method := range methods {
 		code := status.Code(call(t, conn, method))
 		require.NotContains(t, []codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Unimplemented}, code, method)
 	}
 }
 
-// tlsOf trusts the daemons of an authority, and has the certificate of a user if
-// there is one.
+// tlsOf returns a configuration that trusts the daemons of an authority, and has the
+// certificate of a user if there is one.
 func tlsOf(t *testing.T, ca *testbed.Authority, user *testbed.Identity) credentials.TransportCredentials {
 	t.Helper()
 	dt, err := os.ReadFile(ca.Cert)
@@ -140,7 +141,7 @@ func tlsOf(t *testing.T, ca *testbed.Authority, user *testbed.Identity) credenti
 	return credentials.NewTLS(config)
 }
 
-// apiMethods returns all calls that a daemon lists, as /service/method.
+// apiMethods returns all methods that a daemon lists, as /service/method.
 func apiMethods(t *testing.T, conn grpc.ClientConnInterface) (methods []string) {
 	t.Helper()
 	stream, err := reflection.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
@@ -181,7 +182,7 @@ func call(t *testing.T, conn grpc.ClientConnInterface, method string, msgs ...pr
 		return err
 	}
 	for _, msg := range msgs {
-		if stream.SendMsg(msg) != nil { // RecvMsg says why
+		if stream.SendMsg(msg) != nil { // RecvMsg returns the error
 			break
 		}
 	}
@@ -189,7 +190,7 @@ func call(t *testing.T, conn grpc.ClientConnInterface, method string, msgs ...pr
 	return stream.RecvMsg(&emptypb.Empty{})
 }
 
-// writeUnits writes the units of systemd as they are installed.
+// writeUnits writes the systemd units as they are installed.
 func writeUnits(t *testing.T, bin string) (service, socket string) {
 	t.Helper()
 	root, err := upstream.Root()
@@ -206,7 +207,7 @@ func writeUnits(t *testing.T, bin string) (service, socket string) {
 	return filepath.Join(dir, "buildkit.service"), filepath.Join(dir, "buildkit.socket")
 }
 
-// TestSystemdUnits has systemd check the units.
+// TestSystemdUnits lets systemd check the units.
 func TestSystemdUnits(t *testing.T) {
 	analyze := testutil.RequireCommand(t, "systemd-analyze")
 	bin, err := testbed.Binary(testbed.Graphload, "buildkitd")
@@ -216,14 +217,14 @@ func TestSystemdUnits(t *testing.T) {
 	require.NoError(t, err, "%s", out)
 	require.Empty(t, string(out), "warnings")
 
-	// who may write to the socket is as good as root
+	// a user who may write to the socket is as good as root
 	dt, err := os.ReadFile(socket)
 	require.NoError(t, err)
 	require.Equal(t, []string{"SocketMode=0660"}, regexp.MustCompile(`(?m)^Socket(?:Mode|User|Group)=.*$`).FindAllString(string(dt), -1))
 }
 
-// listens returns all that the process listens on that listens on a socket: paths
-// and local addresses as in proc(5).
+// listens returns the paths and local addresses, as in proc(5), on which a process listens.
+// It finds the process by one of its sockets.
 func listens(t *testing.T, socket string) (out []string) {
 	t.Helper()
 	conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", socket)
@@ -241,7 +242,7 @@ func listens(t *testing.T, socket string) (out []string) {
 	fds, err := filepath.Glob(filepath.Join(proc, "fd", "*"))
 	require.NoError(t, err)
 	for _, fd := range fds {
-		if link, err := os.Readlink(fd); err == nil { // some are closed by now
+		if link, err := os.Readlink(fd); err == nil { // some have been closed
 			if inode, ok := strings.CutPrefix(link, "socket:["); ok {
 				open[strings.TrimSuffix(inode, "]")] = true
 			}
@@ -265,8 +266,8 @@ func listens(t *testing.T, socket string) (out []string) {
 	return out
 }
 
-// TestSocketActivation has the daemon started by the first connection, on a
-// socket that it is given, as buildkit.socket does.
+// TestSocketActivation passes a socket to the daemon, which the first connection starts, as
+// buildkit.socket does.
 func TestSocketActivation(t *testing.T) {
 	requireTestbed(t)
 	activate := testutil.RequireCommand(t, "systemd-socket-activate")
@@ -280,7 +281,7 @@ func TestSocketActivation(t *testing.T) {
 				}
 				require.NoError(t, a.Close())
 			}()
-			require.NotContains(t, a.Log(), "found worker", "nothing runs before somebody connects")
+			require.NotContains(t, a.Log(), "found worker", "nothing runs before a client connects")
 
 			c, err := client.New(t.Context(), a.Addr)
 			require.NoError(t, err)
@@ -290,7 +291,7 @@ func TestSocketActivation(t *testing.T) {
 			require.NoError(t, err)
 			t.Logf("%s answered after %s", info.BuildkitVersion.Version, time.Since(start).Round(time.Millisecond))
 			socket := strings.TrimPrefix(a.Addr, "unix://")
-			require.ElementsMatch(t, []string{socket, filepath.Join(filepath.Dir(socket), "otel.sock")}, listens(t, socket), "no debug address unless it is given")
+			require.ElementsMatch(t, []string{socket, filepath.Join(filepath.Dir(socket), "otel.sock")}, listens(t, socket), "there is no debug address by default")
 			if flavor == testbed.Upstream {
 				return
 			}
@@ -302,10 +303,10 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
-// bootScript makes the machine's files and a folder of changes to them the root
-// of a systemd, which runs as the first process of namespaces of its own. What it
-// changes is in memory and gone with the mounts, other than the state of the
-// daemon. It cannot change the kernel, and of /etc it sees no units.
+// bootScript makes the machine's files and a folder of changes to them the root of a
+// systemd, which runs as the first process of new namespaces. Its changes are in memory and
+// disappear with the mounts, except for the state of the daemon. It cannot change the
+// kernel, and it sees no units of /etc.
 const bootScript = `set -e
 mount --make-rprivate /
 cd "$1"
@@ -338,7 +339,7 @@ umount -l /old
 exec env -i container=graphload PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$2" --unit=basic.target --log-target=console --show-status=no
 `
 
-// systemd is a systemd that runs as the first process of namespaces of its own.
+// systemd is a systemd that runs as the first process of new namespaces.
 type systemd struct {
 	cgroup string
 	log    string
@@ -347,7 +348,7 @@ type systemd struct {
 	done chan struct{}
 }
 
-// bootSystemd boots a machine with files added to it. It ends with the test.
+// bootSystemd boots a machine with added files. The machine ends with the test.
 func bootSystemd(t *testing.T, init string, files func(root string)) *systemd {
 	t.Helper()
 	dir := t.TempDir()
@@ -357,7 +358,7 @@ func bootSystemd(t *testing.T, init string, files func(root string)) *systemd {
 	files(filepath.Join(dir, "files"))
 	hierarchy := "/sys/fs/cgroup"
 	if _, err := os.Stat(hierarchy + "/cgroup.procs"); err != nil {
-		hierarchy += "/unified" // beside those of version 1
+		hierarchy += "/unified" // next to the hierarchies of version 1
 	}
 	s := &systemd{
 		cgroup: filepath.Join(hierarchy, "graphload-"+strings.ToLower(rand.Text())),
@@ -382,7 +383,7 @@ func bootSystemd(t *testing.T, init string, files func(root string)) *systemd {
 	log, err := os.Create(s.log)
 	require.NoError(t, err)
 	defer log.Close()
-	// the namespace of cgroups begins where the process that makes it is
+	// the root of a cgroup namespace is the cgroup of the process that creates it
 	s.cmd = exec.Command("unshare", "--cgroup", "sh", "-c", bootScript, "sh", dir, init) //nolint:noctx // ended by close
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -391,13 +392,13 @@ func bootSystemd(t *testing.T, init string, files func(root string)) *systemd {
 	}
 	started := make(chan error)
 	go func() {
-		// Pdeathsig is about the thread that starts it
+		// Pdeathsig refers to the thread that starts the process
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := s.cmd.Start()
 		started <- err
 		if err == nil {
-			_ = s.cmd.Wait() // it is killed
+			_ = s.cmd.Wait() // it was killed
 		}
 		close(s.done)
 	}()
@@ -435,7 +436,7 @@ func (s *systemd) steps() (dirs []string) {
 // close ends all processes of the machine and removes their cgroups.
 func (s *systemd) close() error {
 	if s.cmd != nil && s.cmd.Process != nil {
-		_ = s.cmd.Process.Kill() // and with the first process all others
+		_ = s.cmd.Process.Kill() // when the first process ends, all others do
 		<-s.done
 	}
 	deadline := time.Now().Add(hangTimeout)
@@ -445,7 +446,7 @@ func (s *systemd) close() error {
 			if err == nil && e.IsDir() {
 				dirs = append(dirs, path)
 			}
-			return nil //nolint:nilerr // others vanish while they are walked
+			return nil //nolint:nilerr // cgroups can vanish during the walk
 		})
 		for _, dir := range slices.Backward(dirs) {
 			err = os.Remove(dir)
@@ -460,8 +461,8 @@ func (s *systemd) close() error {
 	}
 }
 
-// TestDockerSystemd installs the daemon on a machine that a real systemd runs,
-// and builds with it.
+// TestDockerSystemd installs the daemon on a machine with a real systemd, and builds with
+// it.
 func TestDockerSystemd(t *testing.T) {
 	requireTestbed(t)
 	if !*dockerTests {
@@ -506,7 +507,7 @@ func TestDockerSystemd(t *testing.T) {
 		require.Equal(t, "inactive", out)
 	}
 
-	// the first connection starts it
+	// the first connection starts the daemon
 	run("systemctl", "enable", "--now", "buildkit.socket")
 	require.Equal(t, "660 root root\n755 root root", run("stat", "-c", "%a %U %G", "/run/buildkit/buildkitd.sock", "/run/buildkit"))
 	inactive("buildkit.service")
@@ -517,7 +518,7 @@ func TestDockerSystemd(t *testing.T) {
 	run(build("--output", "type=local,dest=/srv/out")...)
 	require.Equal(t, "the secret", run("cat", "/srv/out/copy"))
 
-	// what the unit keeps from the daemon
+	// the unit protects these from the daemon
 	pid := run("systemctl", "show", "--property=MainPID", "--value", "buildkit.service")
 	inDaemon := func(args ...string) (string, error) {
 		return s.run(t.Context(), append([]string{"nsenter", "--target", pid, "--mount"}, args...)...)
@@ -532,7 +533,7 @@ func TestDockerSystemd(t *testing.T) {
 		require.NoError(t, err)
 	}
 	_, err = s.run(t.Context(), "stat", "/tmp/file")
-	require.ErrorContains(t, err, "No such file", "it has a /tmp of its own")
+	require.ErrorContains(t, err, "No such file", "the daemon has a private /tmp")
 	run("touch", "/root/file", "/home/file")
 	for _, dir := range []string{"/root", "/home"} {
 		out, err := inDaemon("ls", "-A", dir)
@@ -549,7 +550,7 @@ func TestDockerSystemd(t *testing.T) {
 		require.Zero(t, effective&(1<<n), name)
 	}
 
-	// steps whose cgroups are below the one of the service end with it
+	// steps in cgroups below the service's cgroup end with the service
 	require.NoError(t, os.MkdirAll(s.path("/etc/buildkit"), 0o755))
 	require.NoError(t, os.WriteFile(s.path("/etc/buildkit/buildkitd.toml"), []byte("[worker.oci]\ndefaultCgroupParent = \"/system.slice/buildkit.service\"\n"), 0o600))
 	require.NoError(t, os.MkdirAll(s.path("/etc/systemd/system/buildkit.service.d"), 0o755))
@@ -569,7 +570,7 @@ func TestDockerSystemd(t *testing.T) {
 	require.Contains(t, run(build("--output", "type=local,dest=/srv/again")...), "CACHED", "the state is kept")
 	require.Equal(t, "the secret", run("cat", "/srv/again/copy"))
 
-	// somebody else ends it
+	// another process ends the daemon
 	pid = run("systemctl", "show", "--property=MainPID", "--value", "buildkit.service")
 	run("kill", pid)
 	require.EventuallyWithT(t, func(ct *assert.CollectT) {
@@ -587,5 +588,5 @@ func TestDockerSystemd(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(s.path("/etc/buildkit/buildkitd.toml"), []byte("no toml"), 0o600))
 	_, err = s.run(t.Context(), "systemctl", "start", "buildkit.service")
-	require.ErrorContains(t, err, "buildkit.service failed", "not ready is not successful")
+	require.ErrorContains(t, err, "buildkit.service failed", "a daemon that is not ready is not started")
 }

@@ -12,15 +12,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestNativeSnapshotter bakes the scenarios of the demo where layers are copied.
+// TestNativeSnapshotter bakes the scenarios of the demo with the snapshotter that copies
+// layers.
 func TestNativeSnapshotter(t *testing.T) {
 	requireTestbed(t)
 	d := newDaemon(t, testbed.DaemonOptions{Flavor: testbed.Graphload, Snapshotter: "native"})
 	runScenarios(t, newBuilder(t, d), 1)
 }
 
-// TestDockerContainerd bakes the scenarios of the demo with the worker that runs
-// steps in Debian's containerd.
+// TestDockerContainerd bakes the scenarios of the demo with the worker that runs steps in
+// Debian's containerd.
 func TestDockerContainerd(t *testing.T) {
 	requireDocker(t)
 	for _, version := range containerBuildx {
@@ -36,8 +37,8 @@ func TestDockerContainerd(t *testing.T) {
 	}
 }
 
-// TestDockerEmulated has a step with a secret that really is of another
-// architecture: Debian's busybox for arm64 in an emulator.
+// TestDockerEmulated runs a step with a secret that is really of another architecture:
+// Debian's busybox for arm64 in an emulator.
 func TestDockerEmulated(t *testing.T) {
 	requireDocker(t)
 	emulator, rootfs := t.TempDir(), t.TempDir()

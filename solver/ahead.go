@@ -32,8 +32,8 @@ import (
 // protects the relation of jobs and results. Its size depends on the number of jobs
 // that are chained on each other.
 
-// jobAhead is the state of a job for evaluation ahead, of its own results and of
-// results that are chained on it. It is protected by chains.mu.
+// jobAhead is the state of a job for evaluation ahead: its results, and the results
+// that are chained on it. It is protected by chains.mu.
 type jobAhead struct {
 	// of is the job that this one builds ahead for, and nil for a client's job. It
 	// is set when the job is created.

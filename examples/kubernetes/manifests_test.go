@@ -154,7 +154,7 @@ func TestManifests(t *testing.T) {
 func checkSet(t *testing.T, set *appsv1.StatefulSet, svc *corev1.Service, objs []runtime.Object) {
 	t.Helper()
 	require.NotNil(t, svc, "service of the set")
-	require.Equal(t, "None", svc.Spec.ClusterIP, "each replica needs a name of its own")
+	require.Equal(t, "None", svc.Spec.ClusterIP, "each replica needs its own name")
 	labels := set.Spec.Template.Labels
 	require.Equal(t, set.Spec.Selector.MatchLabels, labels)
 	require.Equal(t, svc.Spec.Selector, labels)

@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// chain returns a graph of two builds: base owns two steps, and child has chained a
-// step of its own on them.
+// chain returns a graph of two builds: base owns two steps, and child has another step
+// that is chained on them.
 func chain() *solver.Graph {
 	now := time.Date(2026, 11, 2, 15, 4, 5, 0, time.UTC)
 	owner := []string{"ref-base"}
