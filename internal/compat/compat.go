@@ -243,10 +243,10 @@ func (t *Table) markdown() string {
 	}
 	fmt.Fprintf(&sb, `# Compatibility
 
-Unmodified clients on upstream's BuildKit %s and on this one, on %s: %d runs of
-each, on one machine. buildx runs on both daemons at the same time, the Go client on
-one after the other. A cell has the runs that passed, on upstream's daemon → on this
-one. Written by %s.
+Unmodified clients on upstream's BuildKit %s and on this daemon, on %s: %d runs
+each, on one machine. A cell has the number of runs that passed, on upstream's
+daemon → on this one. buildx ran on both daemons at the same time, the Go client on one
+after the other. %s writes this page.
 
 `, t.Version, strings.Join(slices.Sorted(maps.Keys(dates)), ", "), t.Runs, "`graphload integration`")
 	for _, program := range t.programs {
@@ -292,7 +292,7 @@ one. Written by %s.
 		sb.WriteString("\n")
 	}
 	if len(tests) > 0 {
-		sb.WriteString("\n## Go client\n\nTests of `integration/`, in which the test decides who evaluates first.\n\n| test | upstream → graphload |\n|---|---|\n")
+		sb.WriteString("\n## Go client\n\nTests of `integration/`. The test decides which target is evaluated first.\n\n| test | upstream → graphload |\n|---|---|\n")
 		for _, scenario := range tests {
 			fmt.Fprintf(&sb, "| %s | %s |\n", scenario, text(byScenario[scenario][goClient]))
 		}
