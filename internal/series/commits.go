@@ -178,7 +178,7 @@ var aheadHooks = []Hook{
 	{File: "solver/owners.go", Code: "\tif j.owner.ahead.of != nil {\n\t\tj.takeOver(s)\n\t}\n"},
 	{File: "solver/owners_test.go", Code: "\t\trequire.Empty(t, j.owner.ahead.results, \"results of %s are left\", j.id)\n"},
 	{File: "solver/owners_test.go", Code: "\t\trequire.Empty(t, j.owner.ahead.chained, \"results are chained on %s\", j.id)\n"},
-	{File: "solver/llbsolver/lazy.go", Code: "\tahead *solver.Ahead // set by Solve as well, if the client has the ref\n"},
+	{File: "solver/llbsolver/lazy.go", Code: "\tahead *solver.Ahead // also set by Solve, if the client receives the ref\n"},
 	{
 		File:   "solver/llbsolver/lazy.go",
 		Code:   "\tvar bases []*solver.Job\n\tif client {\n\t\tbases = chainOnBases(j, req)\n",
