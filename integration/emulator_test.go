@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -36,9 +35,7 @@ func copyFromPackage(t *testing.T, arch, name, file, dst string) {
 	require.NoError(t, err)
 	debs, err := a.Fetch(t.Context(), pkgs)
 	require.NoError(t, err)
-	temp, err := os.MkdirTemp("", "graphload-package-")
-	require.NoError(t, err)
-	defer os.RemoveAll(temp)
+	temp := t.TempDir()
 	require.NoError(t, apt.Unpack(t.Context(), temp, debs...))
 	require.NoError(t, files.Copy(filepath.Join(temp, file), dst, 0o755))
 }
