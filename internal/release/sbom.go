@@ -48,16 +48,9 @@ func elementID(kind, name, version string) common.ElementID {
 // SBOM returns the bill of materials of an archive or image as an SPDX document
 // in JSON. What a binary is made of is read from the binary.
 func SBOM(c Contents) ([]byte, error) {
-	root := &v2_3.Package{
-		PackageName:             c.Name,
-		PackageSPDXIdentifier:   elementID("Archive", c.Name, ""),
-		PackageVersion:          c.Version,
-		PackageDownloadLocation: "NOASSERTION",
-		PackageSourceInfo:       "revision " + c.Revision,
-		PackageLicenseConcluded: "NOASSERTION",
-		PackageLicenseDeclared:  "Apache-2.0",
-		PackageCopyrightText:    "NOASSERTION",
-	}
+	root := newPackage(elementID("Archive", c.Name, ""), c.Name, c.Version)
+	root.PackageSourceInfo = "revision " + c.Revision
+	root.PackageLicenseDeclared = "Apache-2.0"
 	doc := &v2_3.Document{
 		SPDXVersion:    v2_3.Version,
 		DataLicense:    v2_3.DataLicense,
@@ -84,18 +77,10 @@ func SBOM(c Contents) ([]byte, error) {
 			return nil, err
 		}
 		digests += sum
-		pkg := &v2_3.Package{
-			PackageName:             b.Name,
-			PackageSPDXIdentifier:   elementID("Binary", b.Name, ""),
-			PackageVersion:          b.Version,
-			PackageFileName:         b.Name,
-			PackageDownloadLocation: "NOASSERTION",
-			PackageChecksums:        []common.Checksum{{Algorithm: common.SHA256, Value: sum}},
-			PackageLicenseConcluded: "NOASSERTION",
-			PackageLicenseDeclared:  "NOASSERTION",
-			PackageCopyrightText:    "NOASSERTION",
-			PrimaryPackagePurpose:   "APPLICATION",
-		}
+		pkg := newPackage(elementID("Binary", b.Name, ""), b.Name, b.Version)
+		pkg.PackageFileName = b.Name
+		pkg.PackageChecksums = []common.Checksum{{Algorithm: common.SHA256, Value: sum}}
+		pkg.PrimaryPackagePurpose = "APPLICATION"
 		doc.Packages = append(doc.Packages, pkg)
 		relate(root.PackageSPDXIdentifier, common.TypeRelationshipContains, pkg.PackageSPDXIdentifier)
 
@@ -160,17 +145,19 @@ func goModules(b Binary) ([]*v2_3.Package, error) {
 	return out, nil
 }
 
-func purlPackage(kind, name, version, purl string) *v2_3.Package {
+// newPackage returns a package of whose license and source nothing is said.
+func newPackage(id common.ElementID, name, version string) *v2_3.Package {
+	const unknown = "NOASSERTION"
 	return &v2_3.Package{
-		PackageName:             name,
-		PackageSPDXIdentifier:   elementID(kind, name, version),
-		PackageVersion:          version,
-		PackageDownloadLocation: "NOASSERTION",
-		PackageLicenseConcluded: "NOASSERTION",
-		PackageLicenseDeclared:  "NOASSERTION",
-		PackageCopyrightText:    "NOASSERTION",
-		PackageExternalReferences: []*v2_3.PackageExternalReference{{
-			Category: common.CategoryPackageManager, RefType: common.TypePackageManagerPURL, Locator: purl,
-		}},
+		PackageName: name, PackageSPDXIdentifier: id, PackageVersion: version, PackageDownloadLocation: unknown,
+		PackageLicenseConcluded: unknown, PackageLicenseDeclared: unknown, PackageCopyrightText: unknown,
 	}
+}
+
+func purlPackage(kind, name, version, purl string) *v2_3.Package {
+	pkg := newPackage(elementID(kind, name, version), name, version)
+	pkg.PackageExternalReferences = []*v2_3.PackageExternalReference{{
+		Category: common.CategoryPackageManager, RefType: common.TypePackageManagerPURL, Locator: purl,
+	}}
+	return pkg
 }
