@@ -350,7 +350,7 @@ func conformanceCommand() *cli.Command {
 					return err
 				}
 				if c.Bin[flavor], err = build.Dir(opt, c.Race); err == nil && !cmd.Bool("no-build") {
-					_, err = build.Daemon(ctx, opt, c.Race)
+					_, err = build.InTree(ctx, c.Trees[flavor], c.Race)
 				}
 				if err != nil {
 					return err
@@ -393,7 +393,7 @@ func benchCommand() *cli.Command {
 				opt.Unmodified = flavor == testbed.Upstream
 				tree, err := build.Tree(ctx, opt)
 				if err == nil && !cmd.Bool("no-build") {
-					_, err = build.Daemon(ctx, opt, false)
+					_, err = build.InTree(ctx, tree, false)
 				}
 				if err != nil {
 					return err

@@ -69,6 +69,12 @@ func Daemon(ctx context.Context, opt assemble.Options, race bool) (string, error
 	if err != nil {
 		return "", err
 	}
+	return InTree(ctx, t, race)
+}
+
+// InTree is Daemon for a tree that has been assembled.
+func InTree(ctx context.Context, t *assemble.Tree, race bool) (string, error) {
+	opt := t.Options
 	dir, err := Dir(opt, race)
 	if err != nil {
 		return "", err
