@@ -35,6 +35,7 @@ type Tool struct {
 	Pkg     string // in the module
 	Name    string // of the command, that of the package by default
 	LDFlags string
+	Mod     string // name of its go.mod without .mod, if the go command knows no module there
 }
 
 // Install returns the path of the tool. It is built when it is used for the first
@@ -57,5 +58,29 @@ func (t Tool) Install(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if t.Mod != "" {
+		temp, err := os.MkdirTemp("", "graphload-tool-")
+		if err != nil {
+			return "", errors.WithStack(err)
+		}
+		defer os.RemoveAll(temp)
+		if err := t.copyModule(src, temp); err != nil {
+			return "", err
+		}
+		src = temp
+	}
 	return out, Build(ctx, src, t.Pkg, out, "-s -w "+t.LDFlags, []string{"CGO_ENABLED=0", "GOFLAGS="}, "-mod=readonly", "-tags=")
+}
+
+// copyModule copies the source to dir, where the go command finds its go.mod.
+func (t Tool) copyModule(src, dir string) error {
+	if err := os.CopyFS(dir, os.DirFS(src)); err != nil {
+		return errors.WithStack(err)
+	}
+	for _, ext := range []string{".mod", ".sum"} {
+		if err := os.Rename(filepath.Join(dir, t.Mod+ext), filepath.Join(dir, "go"+ext)); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	return nil
 }

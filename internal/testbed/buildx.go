@@ -23,6 +23,9 @@ type Builder struct {
 	dir    string
 	env    []string // added to the environment of buildx
 	remove string   // builder whose containers are removed by Close
+
+	// forward has the daemon reach services of this machine, if it does not anyway
+	forward func(ctx context.Context, addrs ...string) error
 }
 
 // NewBuilder connects a version of buildx to a daemon through the remote

@@ -27,12 +27,12 @@ func startContainerd(ctx context.Context, dir string) (*containerd, error) {
 	if err != nil {
 		return nil, err
 	}
-	return runContainerd(ctx, dir, filepath.Join(dir, "root"), 2, filepath.Join(docker, "usr/bin/containerd"), dockerEnv(docker))
+	return runContainerd(ctx, dir, filepath.Join(dir, "root"), 2, filepath.Join(docker, "usr/bin/containerd"), dockerEnv(docker), 0)
 }
 
 // runContainerd starts a containerd that keeps what it stores in root, and everything
-// else in dir. Its log is there, too.
-func runContainerd(ctx context.Context, dir, root string, configVersion int, bin string, env []string) (_ *containerd, retErr error) {
+// else in dir. Its log is there, too. More namespaces can be unshared for it.
+func runContainerd(ctx context.Context, dir, root string, configVersion int, bin string, env []string, namespaces uintptr) (_ *containerd, retErr error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, errors.WithStack(err)
 	}
@@ -57,7 +57,7 @@ path = %q
 	cmd := exec.Command(bin, "--config", config) //nolint:noctx // ended with the daemon
 	cmd.Env = env
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | namespaces}
 	if c.process, err = start(cmd); err != nil {
 		return nil, err
 	}

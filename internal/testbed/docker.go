@@ -90,7 +90,7 @@ func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
 	}()
 	d.env = append(dockerEnv(bin), "HOME="+dir, "TMPDIR="+dir, "DOCKER_HOST="+d.Host, "DOCKER_CONFIG="+filepath.Join(dir, "config"))
 	fit := filepath.Join(dir, "fitruntime")
-	if _, err := output(command(ctx, "go", "build", "-buildvcs=false", "-o", fit, "github.com/graphload/graphload/internal/testbed/fitruntime")); err != nil {
+	if err := buildFitruntime(ctx, fit); err != nil {
 		return nil, err
 	}
 	config := filepath.Join(dir, "daemon.json")
@@ -121,6 +121,12 @@ func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
 		_, err := d.Run(ctx, "version")
 		return err
 	})
+}
+
+// buildFitruntime builds a runtime that can start the containers of engines.
+func buildFitruntime(ctx context.Context, path string) error {
+	_, err := output(command(ctx, "go", "build", "-buildvcs=false", "-o", path, "github.com/graphload/graphload/internal/testbed/fitruntime"))
+	return err
 }
 
 // findFile returns the path of the file of a name below dir.

@@ -15,20 +15,52 @@ import (
 
 	"github.com/graphload/graphload/internal/files"
 	"github.com/graphload/graphload/internal/gomod"
+	dockerclient "github.com/moby/moby/client"
 	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
 )
 
 // containerdVersion is the release that the Docker engine is built and tested with.
-const containerdVersion = "v2.3.5"
+const (
+	containerdVersion = "v2.3.5"
+	containerdSum     = "h1:9MYlI81gUcOZ0WsCkSMtvOU7rTR3hqAoa2eCzhoLlkA="
+)
 
 // ContainerdBinary returns the path of an unmodified containerd. It is built when it
 // is used for the first time, and kept in the cache folder of the user.
 func ContainerdBinary(ctx context.Context) (string, error) {
 	const module = "github.com/containerd/containerd/v2"
 	return gomod.Tool{
-		Module:  gomod.Module{Path: module, Version: containerdVersion, Sum: "h1:9MYlI81gUcOZ0WsCkSMtvOU7rTR3hqAoa2eCzhoLlkA="},
+		Module:  gomod.Module{Path: module, Version: containerdVersion, Sum: containerdSum},
 		Pkg:     "./cmd/containerd",
 		LDFlags: "-X " + module + "/version.Version=" + containerdVersion,
+	}.Install(ctx)
+}
+
+// EngineVersion returns the version that dockerd prints.
+func EngineVersion(ctx context.Context, flavor Flavor) (string, error) {
+	bin, err := Binary(flavor, "dockerd")
+	if err != nil {
+		return "", err
+	}
+	out, err := output(command(ctx, bin, "--version"))
+	version, _, _ := strings.Cut(strings.TrimPrefix(string(out), "Docker version "), ",")
+	return version, err
+}
+
+// EnginePrograms are what the scenarios run on an engine beside buildx, with versions.
+func EnginePrograms() []string {
+	return []string{"containerd " + containerdVersion, "docker command " + dockerVersion, "docker compose " + composeVersion}
+}
+
+// shimName is what containerd looks for in PATH to start a container.
+const shimName = "containerd-shim-runc-v2"
+
+// shimBinary returns the path of the shim of that containerd, see ContainerdBinary.
+func shimBinary(ctx context.Context) (string, error) {
+	return gomod.Tool{
+		Module: gomod.Module{Path: "github.com/containerd/containerd/v2", Version: containerdVersion, Sum: containerdSum},
+		Pkg:    "./cmd/" + shimName,
 	}.Install(ctx)
 }
 
@@ -38,35 +70,37 @@ type EngineOptions struct {
 	// GraphDriver has it keep images in the overlay2 graph driver, for one platform,
 	// and not in containerd.
 	GraphDriver bool
+	// LiveRestore leaves containers running while the engine restarts.
+	LiveRestore bool
 	Root        string   // for images, containers and the cache, a temporary one by default
 	Env         []string // added to the environment
 }
 
 // Engine is a running Docker engine as graphload engine builds it, beside a
-// containerd that it does not share. Its network namespace has no way out.
+// containerd that it does not share. Its network namespace has no way out; see
+// Forward.
 type Engine struct {
 	Flavor  Flavor
 	Host    string // unix://
 	LogPath string
 
+	opt        EngineOptions
+	env        []string
 	process    *process
 	containerd *containerd
 	cgroup     *cgroup
+	forwards   []*forward
 	dir        string
 }
 
 // StartEngine starts an engine with all of its state in a temporary folder. It must
 // be closed.
 func StartEngine(ctx context.Context, opt EngineOptions) (_ *Engine, retErr error) {
-	bin, err := Binary(opt.Flavor, "dockerd")
-	if err != nil {
-		return nil, err
-	}
-	proxy, err := Binary(opt.Flavor, "docker-proxy")
-	if err != nil {
-		return nil, err
-	}
 	containerdBin, err := ContainerdBinary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	shim, err := shimBinary(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -76,51 +110,134 @@ func StartEngine(ctx context.Context, opt EngineOptions) (_ *Engine, retErr erro
 	}
 	e := &Engine{
 		Flavor: opt.Flavor, Host: "unix://" + filepath.Join(dir, "docker.sock"), LogPath: filepath.Join(dir, "dockerd.log"),
-		cgroup: newCgroup(), dir: dir,
+		opt: opt, cgroup: newCgroup(), dir: dir,
 	}
+	OnAbort(e.killShims)
 	defer func() {
 		if retErr != nil {
-			retErr = errors.Wrapf(retErr, "failed to start dockerd: %s", tail(e.LogPath, 20))
 			e.Close()
 		}
 	}()
-	if opt.Root == "" {
-		opt.Root = filepath.Join(dir, "data")
+	if e.opt.Root == "" {
+		e.opt.Root = filepath.Join(dir, "data")
 	}
-	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir}
-	if e.containerd, err = runContainerd(ctx, filepath.Join(dir, "containerd"), filepath.Join(opt.Root, "containerd"), 3, containerdBin, env); err != nil {
+	if err := os.Mkdir(e.bin(), 0o700); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	for name, path := range map[string]string{"containerd": containerdBin, shimName: shim} {
+		if err := os.Symlink(path, filepath.Join(e.bin(), name)); err != nil {
+			return nil, errors.WithStack(err)
+		}
+	}
+	fit := filepath.Join(e.bin(), "fitruntime")
+	if err := buildFitruntime(ctx, fit); err != nil {
 		return nil, err
 	}
-	config := filepath.Join(dir, "daemon.json")
+	e.env = []string{e.Path(), "HOME=" + dir, "TMPDIR=" + dir}
+	// The bridge docker0 is in a network namespace, so that several engines have one,
+	// and the machine keeps its network. It is there as long as containerd.
+	e.containerd, err = runContainerd(ctx, filepath.Join(dir, "containerd"), filepath.Join(e.opt.Root, "containerd"), 3, containerdBin, e.env, unix.CLONE_NEWNET)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.inside(ctx, "busybox", "ip", "link", "set", "lo", "up"); err != nil {
+		return nil, err
+	}
 	driver := ""
 	if opt.GraphDriver {
 		driver = `, "storage-driver": "overlay2"`
 	}
 	// what is collected depends on how full the disk of the machine is
-	if err := os.WriteFile(config, fmt.Appendf(nil, `{"features": {"containerd-snapshotter": %t}, "builder": {"gc": {"enabled": false}}%s}`, !opt.GraphDriver, driver), 0o600); err != nil {
+	if err := os.WriteFile(e.config(), fmt.Appendf(nil, `{"features": {"containerd-snapshotter": %t}, "builder": {"gc": {"enabled": false}}, "live-restore": %t,
+"runtimes": {"fit": {"path": %q}}, "default-runtime": "fit"%s}`,
+		!opt.GraphDriver, opt.LiveRestore, fit, driver), 0o600); err != nil {
 		return nil, errors.WithStack(err)
 	}
-	log, err := os.Create(e.LogPath)
+	return e, e.start(ctx)
+}
+
+// Enter is what a command starts with that runs in the mount namespace and the network
+// namespace of the engine.
+func (e *Engine) Enter() []string {
+	return []string{"nsenter", "--target", strconv.Itoa(e.containerd.process.cmd.Process.Pid), "--mount", "--net", "--"}
+}
+
+// inside runs a command in these namespaces.
+func (e *Engine) inside(ctx context.Context, args ...string) error {
+	args = append(e.Enter(), args...)
+	_, err := output(command(ctx, args[0], args[1:]...))
+	return err
+}
+
+// ShareContainerd has the containerd of the engine listen where the engine's own tests
+// find it that start more engines, in the mount namespace of the engine.
+func (e *Engine) ShareContainerd(ctx context.Context) error {
+	return e.inside(ctx, "sh", "-ec", `mount -t tmpfs tmpfs /run && mkdir -p /run/docker/containerd && ln -s "$1" /run/docker/containerd/containerd.sock`, "sh", e.containerd.socket)
+}
+
+func (e *Engine) bin() string {
+	return filepath.Join(e.dir, "bin")
+}
+
+// Path is the PATH of the engine, with a folder for what it is and what it runs.
+func (e *Engine) Path() string {
+	return "PATH=" + e.bin() + ":" + os.Getenv("PATH")
+}
+
+func (e *Engine) config() string {
+	return filepath.Join(e.dir, "daemon.json")
+}
+
+// start starts dockerd and returns when it answers.
+func (e *Engine) start(ctx context.Context) (retErr error) {
+	defer func() {
+		if retErr != nil {
+			retErr = errors.Wrapf(retErr, "failed to start dockerd: %s", tail(e.LogPath, 20))
+		}
+	}()
+	for _, name := range []string{"dockerd", "docker-proxy"} {
+		path, err := Binary(e.Flavor, name)
+		if err != nil {
+			return err
+		}
+		link := filepath.Join(e.bin(), name)
+		if err := os.RemoveAll(link); err != nil {
+			return errors.WithStack(err)
+		}
+		if err := os.Symlink(path, link); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	log, err := os.OpenFile(e.LogPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return nil, errors.WithStack(err)
+		return errors.WithStack(err)
 	}
 	defer log.Close()
-	// Each finds what the other mounts. The bridge docker0 is in a network namespace,
-	// so that several engines have one, and the machine keeps its network.
-	cmd := exec.Command("nsenter", "--target", strconv.Itoa(e.containerd.process.cmd.Process.Pid), "--mount", "--", //nolint:noctx // ended by Close
-		"unshare", "--net", "--", bin, "--config-file", config, "--host", e.Host, "--containerd", e.containerd.socket,
-		"--data-root", filepath.Join(opt.Root, "docker"), "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "docker.pid"),
-		"--iptables=false", "--ip6tables=false", "--userland-proxy-path", proxy,
+	// each finds what the other mounts
+	args := append(e.Enter(), filepath.Join(e.bin(), "dockerd"), "--config-file", e.config(), "--host", e.Host,
+		"--containerd", e.containerd.socket, "--data-root", filepath.Join(e.opt.Root, "docker"), "--exec-root", filepath.Join(e.dir, "exec"),
+		"--pidfile", filepath.Join(e.dir, "docker.pid"), "--iptables=false", "--ip6tables=false", "--userland-proxy-path", filepath.Join(e.bin(), "docker-proxy"),
 		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/"+e.cgroup.name)
-	cmd.Env = slices.Concat(env, opt.Env)
+	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // ended by Close
+	cmd.Env = slices.Concat(e.env, e.opt.Env)
 	cmd.Stdout, cmd.Stderr = log, log
 	if e.process, err = start(cmd); err != nil {
-		return nil, err
+		return err
 	}
-	return e, e.process.await(ctx, dockerStartTimeout, func(ctx context.Context) error {
+	return e.process.await(ctx, dockerStartTimeout, func(ctx context.Context) error {
 		_, err := e.Get(ctx, "/_ping")
 		return err
 	})
+}
+
+// Restart ends dockerd and starts one of a flavor in its place, as its service manager
+// does. containerd runs on.
+func (e *Engine) Restart(ctx context.Context, flavor Flavor) error {
+	if err := e.process.stop(); err != nil {
+		return err
+	}
+	e.Flavor = flavor
+	return e.start(ctx)
 }
 
 // Get asks the API of the engine.
@@ -148,7 +265,31 @@ func (e *Engine) Get(ctx context.Context, path string) ([]byte, error) {
 // NewBuilder returns a version of buildx whose default builder is the engine: that of
 // the docker driver. It must be closed.
 func (e *Engine) NewBuilder(ctx context.Context, version string) (*Builder, error) {
-	return newBuilder(ctx, version, "DOCKER_HOST="+e.Host)
+	b, err := newBuilder(ctx, version, "DOCKER_HOST="+e.Host)
+	if err != nil {
+		return nil, err
+	}
+	b.forward = e.Forward
+	return b, nil
+}
+
+// Load loads images from an archive, as docker load does.
+func (e *Engine) Load(ctx context.Context, archive io.Reader) error {
+	c, err := dockerclient.New(dockerclient.WithHost(e.Host))
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer c.Close()
+	resp, err := c.ImageLoad(ctx, archive)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer resp.Close()
+	out, err := io.ReadAll(resp)
+	if err == nil && strings.Contains(string(out), `"errorDetail"`) {
+		err = errors.Errorf("failed to load images: %s", out)
+	}
+	return errors.WithStack(err)
 }
 
 // LogTail returns the last n lines of the log, or all of it if n is negative.
@@ -164,19 +305,74 @@ func (e *Engine) SaveLog(path string) error {
 	return files.Copy(e.LogPath, path, 0o644)
 }
 
-// Close ends the engine and removes its folder.
+// Close ends the engine with its containers, and removes its folder.
 func (e *Engine) Close() error {
 	var errs []error
-	if e.process != nil {
-		errs = append(errs, e.process.stop())
+	for _, f := range e.forwards {
+		errs = append(errs, f.Close())
 	}
+	if e.process != nil {
+		errs = append(errs, e.removeContainers(context.Background()), e.process.stop())
+	}
+	errs = append(errs, e.cgroup.remove(), e.killShims())
 	if e.containerd != nil {
 		errs = append(errs, e.containerd.process.stop())
 	}
-	errs = append(errs, e.cgroup.remove(), errors.WithStack(os.RemoveAll(e.dir)))
+	errs = append(errs, errors.WithStack(os.RemoveAll(e.dir)))
 	for _, err := range errs {
 		if err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// removeContainers removes the containers of an engine that runs. The engine leaves
+// them running if it is to restore them.
+func (e *Engine) removeContainers(ctx context.Context) error {
+	select {
+	case <-e.process.done:
+		return nil
+	default:
+	}
+	c, err := dockerclient.New(dockerclient.WithHost(e.Host))
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer c.Close()
+	list, err := c.ContainerList(ctx, dockerclient.ContainerListOptions{All: true})
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	for _, ctr := range list.Items {
+		if _, err := c.ContainerRemove(ctx, ctr.ID, dockerclient.ContainerRemoveOptions{Force: true}); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	return nil
+}
+
+// killShims ends the shims of containers that an engine which was killed has left.
+func (e *Engine) killShims() error {
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	for _, path := range paths {
+		dt, err := os.ReadFile(path)
+		if err != nil { // it has ended
+			continue
+		}
+		args := strings.Split(string(dt), "\x00")
+		if filepath.Base(args[0]) != shimName || !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, e.dir+"/") }) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return errors.WithStack(err)
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return errors.WithStack(err)
 		}
 	}
 	return nil

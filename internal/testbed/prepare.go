@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -47,10 +48,15 @@ func serveGit(ctx context.Context, p *Project) error {
 }
 
 func (p *Project) serveGit(ctx context.Context, files map[string]string, users Users) (err error) {
-	if p.git, err = StartGitServer(ctx, files, users); err == nil {
-		p.closers = append(p.closers, p.git)
+	if p.git, err = StartGitServer(ctx, files, users); err != nil {
+		return err
 	}
-	return err
+	p.closers = append(p.closers, p.git)
+	u, err := url.Parse(p.git.URL)
+	if err == nil {
+		p.services = append(p.services, u.Host)
+	}
+	return errors.WithStack(err)
 }
 
 // serveRegistry starts an empty registry for anybody.
@@ -68,6 +74,7 @@ func (p *Project) serveRegistry(ctx context.Context, opt RegistryOptions) (err e
 		return err
 	}
 	p.closers = append(p.closers, p.registry)
+	p.services = append(p.services, p.registry.Host)
 	p.env = append(p.env, "REGISTRY="+p.registry.Host)
 	return p.writeFile(p.file+".hcl", "docker-bake.hcl")
 }

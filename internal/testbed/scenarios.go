@@ -187,7 +187,7 @@ func FindScenarios(names []string) ([]Scenario, error) {
 	}
 	known := map[string]Scenario{}
 	var all []string
-	for _, l := range Scenarios {
+	for _, l := range slices.Concat(Scenarios, EngineScenarios) {
 		known[l.Name] = l
 		all = append(all, l.Name)
 	}
@@ -214,6 +214,7 @@ type Project struct {
 	dir      string
 	env      []string // for all runs
 	closers  []io.Closer
+	services []string // host and port of what builds use
 	git      *GitServer
 	registry *Registry
 	compose  string // binary
@@ -275,6 +276,11 @@ func (p *Project) writeFile(src, name string) error {
 func (p *Project) Run(ctx context.Context, b *Builder) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, runTimeout, errors.Errorf("not done within %s", runTimeout))
 	defer cancel()
+	if b.forward != nil {
+		if err := b.forward(ctx, p.services...); err != nil {
+			return err
+		}
+	}
 	// two daemons may run it at the same time, and the project is what they read
 	out, err := tempDir("graphload-out-")
 	if err != nil {

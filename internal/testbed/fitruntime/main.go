@@ -1,7 +1,8 @@
 // Command fitruntime is runc for machines whose root does not have all
-// capabilities. Docker gives a privileged container all that the kernel knows,
-// and runc refuses to give what it does not have. What is missing is taken out
-// of the configuration of the container.
+// capabilities, and for a runc that is older than the engine. Docker gives a
+// privileged container all capabilities that the kernel knows, and namespaces that
+// a recent runc knows. runc refuses what it cannot give. That is taken out of the
+// configuration of the container.
 package main
 
 import (
@@ -32,7 +33,11 @@ func run(args []string) error {
 				bundle = args[i+1]
 			}
 		}
-		if err := fit(filepath.Join(bundle, "config.json"), nested("process", "capabilities")); err != nil {
+		config := filepath.Join(bundle, "config.json")
+		if err := fit(config, nested("process", "capabilities")); err != nil {
+			return err
+		}
+		if err := fitNamespaces(config); err != nil {
 			return err
 		}
 	}
@@ -51,6 +56,28 @@ func run(args []string) error {
 	return syscall.Exec(path, append([]string{"runc"}, args[1:]...), os.Environ())
 }
 
+// fitNamespaces removes the namespaces that runc does not know from the configuration
+// of a container.
+func fitNamespaces(path string) error {
+	out, err := exec.Command("runc", "features").Output() //nolint:noctx // only prints
+	if err != nil {
+		return fmt.Errorf("runc features: %w", err)
+	}
+	var features struct{ Linux struct{ Namespaces []any } }
+	if err := json.Unmarshal(out, &features); err != nil {
+		return err
+	}
+	return edit(path, func(doc map[string]any) {
+		linux := nested("linux")(doc)
+		if list, ok := linux["namespaces"].([]any); ok {
+			linux["namespaces"] = slices.DeleteFunc(list, func(v any) bool {
+				ns, ok := v.(map[string]any)
+				return ok && !slices.Contains(features.Linux.Namespaces, ns["type"])
+			})
+		}
+	})
+}
+
 // nested finds an object in a document.
 func nested(keys ...string) func(map[string]any) map[string]any {
 	return func(m map[string]any) map[string]any {
@@ -64,14 +91,6 @@ func nested(keys ...string) func(map[string]any) map[string]any {
 // fit removes the capabilities that this process does not have from the sets
 // in a file.
 func fit(path string, find func(map[string]any) map[string]any) error {
-	dt, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	var doc map[string]any
-	if err := json.Unmarshal(dt, &doc); err != nil {
-		return err
-	}
 	self, err := capability.NewPid2(0)
 	if err != nil {
 		return err
@@ -83,12 +102,27 @@ func fit(path string, find func(map[string]any) map[string]any) error {
 	for _, c := range capability.ListKnown() {
 		has["CAP_"+strings.ToUpper(c.String())] = self.Get(capability.BOUNDING, c)
 	}
-	sets := find(doc)
-	for name, set := range sets {
-		if list, ok := set.([]any); ok {
-			sets[name] = slices.DeleteFunc(list, func(v any) bool { return !has[fmt.Sprint(v)] })
+	return edit(path, func(doc map[string]any) {
+		sets := find(doc)
+		for name, set := range sets {
+			if list, ok := set.([]any); ok {
+				sets[name] = slices.DeleteFunc(list, func(v any) bool { return !has[fmt.Sprint(v)] })
+			}
 		}
+	})
+}
+
+// edit changes a JSON document in a file.
+func edit(path string, change func(doc map[string]any)) error {
+	dt, err := os.ReadFile(path)
+	if err != nil {
+		return err
 	}
+	var doc map[string]any
+	if err := json.Unmarshal(dt, &doc); err != nil {
+		return err
+	}
+	change(doc)
 	if dt, err = json.Marshal(doc); err != nil {
 		return err
 	}
