@@ -75,17 +75,21 @@ func (l *countedLogins) Credentials(ctx context.Context, req *auth.CredentialsRe
 func TestRefusedLogins(t *testing.T) {
 	t.Parallel()
 	requireTestbed(t)
+	testRefusedLogins(t, serveDaemon)
+}
+
+func testRefusedLogins(t *testing.T, serve serveFunc) {
 	const good = "password"
-	var config string
+	var needs []service
 	registries := map[string]*testbed.Registry{}
 	for name, tokens := range map[string]*testbed.TokenOptions{"basic": nil, "tokens": {}} {
 		r, err := testbed.StartRegistry(t.Context(), testbed.RegistryOptions{Users: map[string]string{"user": good}, Tokens: tokens})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, r.Close()) })
 		registries[name] = r
-		config += r.DaemonConfig()
+		needs = append(needs, registryService(r))
 	}
-	bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: subject(), Config: config})
+	bed := newRandomBedWith(t, serve(t, subject(), needs...).client(t))
 	for name, r := range registries {
 		push := peer{name: "push", locals: bed.locals, docker: dockerLogin(t, "user", good, r)}
 		for i, tc := range []struct{ name, base, child string }{
@@ -149,6 +153,10 @@ func TestRefusedLogins(t *testing.T) {
 func TestCredentials(t *testing.T) {
 	t.Parallel()
 	requireTestbed(t)
+	testCredentials(t, serveDaemon)
+}
+
+func testCredentials(t *testing.T, serve serveFunc) {
 	const token = "the-token"
 	git, err := testbed.StartGitServer(t.Context(), map[string]string{"file": "content"}, testbed.Users{token: "user"})
 	require.NoError(t, err)
@@ -161,7 +169,7 @@ func TestCredentials(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, registry.Close()) })
 	login := dockerLogin(t, "user", "password", registry)
 
-	bed := newRandomBedOn(t, testbed.DaemonOptions{Flavor: subject(), Config: registry.DaemonConfig()})
+	bed := newRandomBedWith(t, serve(t, subject(), registryService(registry), webService(t, git.URL), webService(t, web.URL)).client(t))
 	image := registry.Host + "/base:latest"
 	pushState(t, bed.client, peer{name: "push", locals: bed.locals, docker: login}, bed.root, image)
 

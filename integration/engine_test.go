@@ -11,6 +11,7 @@ import (
 	"testing"
 	"text/tabwriter"
 
+	"github.com/graphload/graphload/internal/compat"
 	"github.com/graphload/graphload/internal/testbed"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -22,14 +23,20 @@ var engineTests = flag.Bool("engine", false, "run the tests of the Docker engine
 // targets at once, v0.35.0 in parallel, and v0.38.2 in order.
 var engineBuildx = []string{"v0.29.1", "v0.35.0", "v0.38.2"}
 
-// newEngine starts an engine for the test. It skips the test unless graphload engine
-// --test runs it.
-func newEngine(t *testing.T, opt testbed.EngineOptions) *testbed.Engine {
+// requireEngine skips the test unless graphload engine --test runs it, which builds the
+// engine.
+func requireEngine(t *testing.T) {
 	t.Helper()
 	requireTestbed(t)
 	if !*engineTests {
 		t.Skip("needs the Docker engine: run graphload engine --test")
 	}
+}
+
+// newEngine starts an engine for the test.
+func newEngine(t *testing.T, opt testbed.EngineOptions) *testbed.Engine {
+	t.Helper()
+	requireEngine(t)
 	e, err := testbed.StartEngine(t.Context(), opt)
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -107,7 +114,13 @@ func TestEngineGraphDriver(t *testing.T) {
 	runEngineScenarios(t, testbed.EngineOptions{GraphDriver: true}, scenarios, "")
 }
 
-// runEngineLoops bakes the scenarios. With the oldest buildx, upstream's engine must fail
+// TestEngineDocker is TestEngineScenarios for builds with the docker command, and buildx
+// and compose as its plugins.
+func TestEngineDocker(t *testing.T) {
+	runEngineScenarios(t, testbed.EngineOptions{}, testbed.EngineScenarios, "docker-compose")
+}
+
+// runEngineScenarios bakes the scenarios. With the oldest buildx, upstream's engine must fail
 // in the one that is named.
 func runEngineScenarios(t *testing.T, opt testbed.EngineOptions, scenarios []testbed.Scenario, fails string) {
 	t.Helper()
@@ -124,6 +137,7 @@ func runEngineScenarios(t *testing.T, opt testbed.EngineOptions, scenarios []tes
 			t.Run(scenario.Name+"/"+version, func(t *testing.T) {
 				passes := bakeByTurns(t, engines, scenario, version, *containerRuns)
 				fmt.Fprintf(tw, "%s\t%s\t%d/%d\t%d/%d\n", scenario.Name, version, passes[testbed.Upstream], *containerRuns, passes[testbed.Graphload], *containerRuns)
+				t.Logf(compat.PassesFormat, about(scenario, opt), version, passes[testbed.Upstream], passes[testbed.Graphload])
 				require.Equal(t, *containerRuns, passes[testbed.Graphload])
 				if scenario.Name == fails && version == engineBuildx[0] {
 					require.Less(t, passes[testbed.Upstream], *containerRuns, "upstream's engine has the defect")
@@ -133,6 +147,14 @@ func runEngineScenarios(t *testing.T, opt testbed.EngineOptions, scenarios []tes
 	}
 	require.NoError(t, tw.Flush())
 	t.Logf("passes:\n%s", table.String())
+}
+
+// about is what the table says of a scenario.
+func about(s testbed.Scenario, opt testbed.EngineOptions) string {
+	if opt.GraphDriver {
+		return s.About + ", images in a graph driver"
+	}
+	return s.About
 }
 
 // bakeByTurns returns how many of the runs passed on each engine.
@@ -175,6 +197,8 @@ func isLoss(err error) bool {
 func TestEngineSwitch(t *testing.T) {
 	e := newEngine(t, testbed.EngineOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=0"}})
 	require.Contains(t, e.LogTail(-1), "lazy solves are not loaded into the build graph: BUILDKIT_GRAPHLOAD=0")
+	_, err := testbed.StartEngine(t.Context(), testbed.EngineOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=maybe"}})
+	require.ErrorContains(t, err, "BUILDKIT_GRAPHLOAD", "an engine with another value does not start")
 	scenarios, err := testbed.FindScenarios([]string{"secret"})
 	require.NoError(t, err)
 	p, err := testbed.NewProject(t.Context(), scenarios[0])

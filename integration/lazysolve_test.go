@@ -142,11 +142,15 @@ func secretFile(id string, opts ...llb.SecretOption) llb.RunOption {
 // TestChildFirst uses a step of base that needs something that only base's session has. A
 // child with its own session evaluates it first.
 func TestChildFirst(t *testing.T) {
-	d := newDaemon(t, testbed.DaemonOptions{Flavor: subject()})
+	testChildFirst(t, serveDaemon)
+}
+
+func testChildFirst(t *testing.T, serve serveFunc) {
+	c := serve(t, subject()).client(t)
 	dir := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(dir))
-	bed := &randomBed{ // without other builds
-		client: newClient(t, d),
+	bed := &randomBed{ // with no other build
+		client: c,
 		locals: map[string]string{"rootfs": dir},
 		root:   llb.Scratch().File(llb.Copy(llb.Local("rootfs", llb.SharedKeyHint("rootfs")), "/", "/")),
 	}

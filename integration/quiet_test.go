@@ -35,24 +35,28 @@ type ordinaryBuild struct {
 	Steps      []int32  // completed, cached and all, in the history
 }
 
-// TestQuietBuilds runs builds that chain nothing. They look the same as on upstream's
-// daemon.
+const ordinaryRootfs = "FROM scratch AS rootfs\nCOPY rootfs /\n"
+
+// ordinaryBuilds chain nothing.
+var ordinaryBuilds = []struct {
+	name, dockerfile string
+	attrs            map[string]string
+	sequence         bool
+}{
+	{name: "single stage", dockerfile: ordinaryRootfs + "RUN echo one > /one\nRUN echo two\nRUN echo three >&2\n", sequence: true},
+	{name: "failure", dockerfile: ordinaryRootfs + "RUN echo one\nRUN echo two; exit 3\nRUN echo three\n", sequence: true},
+	{name: "stages", dockerfile: ordinaryRootfs + "FROM rootfs AS a\nRUN echo a > /a\nFROM rootfs AS b\nRUN echo b > /b\nFROM a\nCOPY --from=b /b /b\nRUN cat /a /b > /c\n"},
+	{name: "platforms", dockerfile: ordinaryRootfs + "ARG TARGETARCH\nRUN echo $TARGETARCH > /arch\n", attrs: map[string]string{"platform": "linux/amd64,linux/arm64"}},
+}
+
+// TestQuietBuilds has builds that chain nothing, which look the same as on
+// upstream's daemon.
 func TestQuietBuilds(t *testing.T) {
 	t.Parallel()
 	requireTestbed(t)
-	const rootfs = "FROM scratch AS rootfs\nCOPY rootfs /\n"
-	for _, tc := range []struct {
-		name, dockerfile string
-		attrs            map[string]string
-		sequence         bool
-	}{
-		{name: "single stage", dockerfile: rootfs + "RUN echo one > /one\nRUN echo two\nRUN echo three >&2\n", sequence: true},
-		{name: "failure", dockerfile: rootfs + "RUN echo one\nRUN echo two; exit 3\nRUN echo three\n", sequence: true},
-		{name: "stages", dockerfile: rootfs + "FROM rootfs AS a\nRUN echo a > /a\nFROM rootfs AS b\nRUN echo b > /b\nFROM a\nCOPY --from=b /b /b\nRUN cat /a /b > /c\n"},
-		{name: "platforms", dockerfile: rootfs + "ARG TARGETARCH\nRUN echo $TARGETARCH > /arch\n", attrs: map[string]string{"platform": "linux/amd64,linux/arm64"}},
-	} {
+	for _, tc := range ordinaryBuilds {
 		t.Run(tc.name, func(t *testing.T) {
-			requireQuiet(t, tc.dockerfile, tc.attrs, tc.sequence)
+			requireQuiet(t, serveDaemon, tc.dockerfile, tc.attrs, tc.sequence)
 		})
 	}
 	t.Run("frontend in an image", func(t *testing.T) {
@@ -64,21 +68,20 @@ func TestQuietBuilds(t *testing.T) {
 		t.Cleanup(func() { require.NoError(t, registry.Close()) })
 		image := registry.Host + "/dockerfile:latest"
 		pushFrontend(t, image)
-		requireQuiet(t, "# syntax="+image+"\n"+rootfs+"ARG TARGETARCH\nRUN echo $TARGETARCH > /arch\n", map[string]string{"platform": "linux/amd64,linux/arm64"}, false)
+		requireQuiet(t, serveDaemon, "# syntax="+image+"\n"+ordinaryRootfs+"ARG TARGETARCH\nRUN echo $TARGETARCH > /arch\n", map[string]string{"platform": "linux/amd64,linux/arm64"}, false)
 	})
 }
 
-// requireQuiet builds a Dockerfile on both daemons, and compares everything that users can
-// see of it.
-func requireQuiet(t *testing.T, dockerfile string, attrs map[string]string, sequence bool) {
+// requireQuiet builds a Dockerfile on both daemons and compares all that can be
+// seen of it.
+func requireQuiet(t *testing.T, serve serveFunc, dockerfile string, attrs map[string]string, sequence bool) {
 	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(filepath.Join(dir, "rootfs")))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600))
 	results := map[testbed.Flavor]ordinaryBuild{}
 	for _, flavor := range testbed.Flavors {
-		d := newDaemon(t, testbed.DaemonOptions{Flavor: flavor})
-		result := buildOrdinary(t, newClient(t, d), dir, attrs)
+		result := buildOrdinary(t, serve(t, flavor).client(t), dir, attrs)
 		if !sequence {
 			result.Sequence = nil
 		}

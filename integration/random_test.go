@@ -122,7 +122,14 @@ func newRandomBed(t *testing.T, flavor testbed.Flavor) *randomBed {
 func newRandomBedOn(t *testing.T, opt testbed.DaemonOptions) *randomBed {
 	t.Helper()
 	d := newDaemon(t, opt)
-	bed := &randomBed{daemon: d, client: newClient(t, d), agents: map[string]string{}}
+	bed := newRandomBedWith(t, newClient(t, d))
+	bed.daemon = d
+	return bed
+}
+
+func newRandomBedWith(t *testing.T, c *client.Client) *randomBed {
+	t.Helper()
+	bed := &randomBed{client: c, agents: map[string]string{}}
 	dir := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(dir))
 	require.NoError(t, testbed.AddFirstKey(t.Context(), dir))

@@ -51,18 +51,17 @@ type strangerBed struct {
 	agents    map[string]string // sockets by value
 	logins    map[string]string // configuration of docker by value
 	contexts  string            // folder of Dockerfiles
-	daemons   map[testbed.Flavor]*testbed.Daemon
+	daemons   map[testbed.Flavor]served
 	clients   map[testbed.Flavor]*client.Client
 }
 
 const rootImage = "/os:latest"
 
-func newStrangerBed(t *testing.T) *strangerBed {
+func newStrangerBed(t *testing.T, serve serveFunc) *strangerBed {
 	t.Helper()
-	requireTestbed(t)
 	bed := &strangerBed{
 		locals: map[string]string{}, agents: map[string]string{}, logins: map[string]string{}, contexts: t.TempDir(),
-		daemons: map[testbed.Flavor]*testbed.Daemon{}, clients: map[testbed.Flavor]*client.Client{},
+		daemons: map[testbed.Flavor]served{}, clients: map[testbed.Flavor]*client.Client{},
 	}
 	var err error
 	bed.git, err = testbed.StartGitServer(t.Context(), map[string]string{"file": "from git"}, testbed.Users{good: "user"})
@@ -72,7 +71,7 @@ func newStrangerBed(t *testing.T) *strangerBed {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, bed.web.Close()) })
 	require.NoError(t, os.WriteFile(filepath.Join(bed.contexts, "file"), []byte("from the web"), 0o600))
-	config := ""
+	needs := []service{webService(t, bed.git.URL), webService(t, bed.web.URL)}
 	for r, opt := range map[**testbed.Registry]testbed.RegistryOptions{
 		&bed.basic:     {Users: map[string]string{"user": good}},
 		&bed.tokens:    {Users: map[string]string{"user": good}, Tokens: &testbed.TokenOptions{}},
@@ -81,7 +80,7 @@ func newStrangerBed(t *testing.T) *strangerBed {
 		*r, err = testbed.StartRegistry(t.Context(), opt)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, (*r).Close()) })
-		config += (*r).DaemonConfig()
+		needs = append(needs, registryService(*r))
 	}
 	for _, value := range []string{good, bad} {
 		dir := t.TempDir()
@@ -96,8 +95,8 @@ func newStrangerBed(t *testing.T) *strangerBed {
 	bed.logins[""] = dockerLogin(t, "", "")
 
 	for _, flavor := range testbed.Flavors {
-		bed.daemons[flavor] = newDaemon(t, testbed.DaemonOptions{Flavor: flavor, Config: config, Quiet: true})
-		bed.clients[flavor] = newClient(t, bed.daemons[flavor])
+		bed.daemons[flavor] = serve(t, flavor, needs...)
+		bed.clients[flavor] = bed.daemons[flavor].client(t)
 	}
 	rootfs := t.TempDir()
 	require.NoError(t, testbed.WriteRootfs(rootfs))
@@ -253,7 +252,8 @@ type outcome struct {
 // TestStrangers runs builds beside a stranger, on both daemons.
 func TestStrangers(t *testing.T) {
 	t.Parallel()
-	bed := newStrangerBed(t)
+	requireTestbed(t)
+	bed := newStrangerBed(t, serveDaemon)
 	t.Run("sessions", bed.testSessions)
 	t.Run("cache import", bed.testCacheImport)
 	t.Run("stale", bed.testStale)
@@ -304,8 +304,8 @@ func (bed *strangerBed) beside(t *testing.T, flavor testbed.Flavor, own, strange
 	if stranger.secrets != nil {
 		asks = asked(&stranger, stranger.secrets)
 	}
-	proxy := newProxy(t, strings.TrimPrefix(bed.daemons[flavor].Addr, "unix://"))
-	c, err := client.New(t.Context(), "unix://"+proxy.addr)
+	proxy := newProxy(t, strings.TrimPrefix(bed.daemons[flavor].addr, "unix://"))
+	c, err := bed.daemons[flavor].connect(t.Context(), "unix://"+proxy.addr)
 	require.NoError(t, err)
 	defer c.Close()
 
@@ -487,6 +487,9 @@ func (bed *strangerBed) testStale(t *testing.T) {
 	git, err := testbed.StartGitServer(t.Context(), nil, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, git.Close()) })
+	for _, d := range bed.daemons {
+		d.reach(t, webService(t, server.URL), webService(t, git.URL))
+	}
 	src := t.TempDir()
 
 	// what a case sees is compared with upstream, and with the expected value if the
@@ -613,11 +616,9 @@ func (bed *strangerBed) testBuildx(t *testing.T) {
 	}
 }
 
-func (bed *strangerBed) besideBake(t *testing.T, version string, d *testbed.Daemon) []string {
+func (bed *strangerBed) besideBake(t *testing.T, version string, d served) []string {
 	t.Helper()
-	b, err := testbed.NewBuilder(t.Context(), version, d)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	b := d.builder(t, version)
 
 	// the steps of the active builds wait for an answer
 	arrived, release := make(chan struct{}, 2), make(chan struct{})

@@ -61,8 +61,9 @@ func engineCommand() *cli.Command {
 		Flags: []cli.Flag{
 			unmodifiedFlag(),
 			&cli.StringFlag{Name: "version", Value: engine.DefaultVersion, Usage: "release of the module " + engine.Module},
-			&cli.BoolFlag{Name: "test", Usage: "build both, and bake chained targets on upstream's engine and on this one"},
+			&cli.BoolFlag{Name: "test", Usage: "build both, test chained targets on upstream's engine and on this one, and write the table of the engine"},
 			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "with --test: runs of each scenario with each buildx"},
+			&cli.StringFlag{Name: "run", Usage: "with --test: only tests that match, as with go test -run"},
 			&cli.BoolFlag{Name: "no-build", Usage: "with --test: use the binaries in bin as they are"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {

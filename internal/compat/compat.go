@@ -232,7 +232,11 @@ func (t *Table) write() error {
 	if err := files.Write(t.JSON, append(dt, '\n'), 0o644); err != nil {
 		return err
 	}
-	return files.Write(t.Markdown, []byte(t.markdown()), 0o644)
+	engine, err := engineSection(t.Markdown)
+	if err != nil {
+		return err
+	}
+	return files.Write(t.Markdown, []byte(t.markdown()+engine), 0o644)
 }
 
 func (t *Table) markdown() string {
@@ -276,16 +280,13 @@ after the other. %s writes this page.
 		}
 	}
 	slices.SortFunc(versions, semver.Compare)
-	text := func(row tableRow) string {
-		return fmt.Sprintf("%d → %d", row.Passed[testbed.Upstream], row.Passed[testbed.Graphload])
-	}
 	fmt.Fprintf(&sb, "\n## buildx\n\n| scenario | %s |\n|---|%s\n", strings.Join(versions, " | "), strings.Repeat("---|", len(versions)))
 	for _, scenario := range bakes {
 		fmt.Fprintf(&sb, "| %s |", scenario)
 		for _, v := range versions {
 			cell := "–"
 			if row, ok := byScenario[scenario]["buildx "+v]; ok {
-				cell = text(row)
+				cell = arrow(row)
 			}
 			fmt.Fprintf(&sb, " %s |", cell)
 		}
@@ -294,7 +295,7 @@ after the other. %s writes this page.
 	if len(tests) > 0 {
 		sb.WriteString("\n## Go client\n\nTests of `integration/`. The test decides which target is evaluated first.\n\n| test | upstream → graphload |\n|---|---|\n")
 		for _, scenario := range tests {
-			fmt.Fprintf(&sb, "| %s | %s |\n", scenario, text(byScenario[scenario][goClient]))
+			fmt.Fprintf(&sb, "| %s | %s |\n", scenario, arrow(byScenario[scenario][goClient]))
 		}
 	}
 	if len(strangers) > 0 {
