@@ -63,8 +63,10 @@ func engineCommand() *cli.Command {
 			&cli.StringFlag{Name: "version", Value: engine.DefaultVersion, Usage: "release of the module " + engine.Module},
 			&cli.BoolFlag{Name: "test", Usage: "build both, test chained targets on upstream's engine and on this one, and write the table of the engine"},
 			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "with --test: runs of each scenario with each buildx"},
-			&cli.StringFlag{Name: "run", Usage: "with --test: only tests that match, as with go test -run"},
-			&cli.BoolFlag{Name: "no-build", Usage: "with --test: use the binaries in bin as they are"},
+			&cli.BoolFlag{Name: "conformance", Usage: "build both, run the engine's own tests of builds with both, and compare each test"},
+			&cli.IntFlag{Name: "retries", Value: 3, Usage: "with --conformance: how often tests that differ are run again"},
+			&cli.StringFlag{Name: "run", Usage: "with --test and --conformance: only tests that match, as with go test -run"},
+			&cli.BoolFlag{Name: "no-build", Usage: "with --test and --conformance: use the binaries in bin as they are"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if releaseFlag(cmd) != "" {
@@ -74,14 +76,18 @@ func engineCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			version, test := cmd.String("version"), cmd.Bool("test")
+			version, test, conformance := cmd.String("version"), cmd.Bool("test"), cmd.Bool("conformance")
 			switch {
-			case test && version != engine.DefaultVersion:
+			case (test || conformance) && version != engine.DefaultVersion:
 				return errors.Errorf("the tests are for %s", engine.DefaultVersion)
-			case test && cmd.Bool("unmodified"):
-				return errors.New("--test compares both engines: leave --unmodified out")
+			case (test || conformance) && cmd.Bool("unmodified"):
+				return errors.New("--test and --conformance compare both engines: leave --unmodified out")
+			case test && conformance:
+				return errors.New("--test and --conformance exclude each other")
 			case test:
 				return testEngines(ctx, cmd, root)
+			case conformance:
+				return conformEngines(ctx, cmd, root)
 			}
 			return buildEngine(ctx, root, version, cmd.Bool("unmodified"))
 		},

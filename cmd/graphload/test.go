@@ -18,6 +18,7 @@ import (
 	"github.com/graphload/graphload/internal/conformance"
 	"github.com/graphload/graphload/internal/demo"
 	"github.com/graphload/graphload/internal/embed"
+	"github.com/graphload/graphload/internal/engine"
 	"github.com/graphload/graphload/internal/fuzz"
 	"github.com/graphload/graphload/internal/gotest"
 	"github.com/graphload/graphload/internal/progress"
@@ -296,7 +297,30 @@ func testEngines(ctx context.Context, cmd *cli.Command, root string) error {
 	return t.Fill(ctx, root)
 }
 
-// prepareEngines installs and builds what they need.
+// conformEngines runs the engine's own tests with both.
+func conformEngines(ctx context.Context, cmd *cli.Command, root string) error {
+	if err := prepareEngines(ctx, cmd, root); err != nil {
+		return err
+	}
+	opt := conformance.EngineOptions{
+		Root: root, Run: cmd.String("run"), Retries: cmd.Int("retries"), Timeout: time.Hour, Progress: progress.Printf,
+		Output: filepath.Join(root, "build", "conformance", "engine-"+engine.DefaultVersion),
+	}
+	if err := conformance.Clear(opt.Output); err != nil {
+		return err
+	}
+	report, err := conformance.RunEngine(ctx, opt)
+	if err != nil {
+		return err
+	}
+	fmt.Print(report.Markdown())
+	if failures := report.Failures(); len(failures) > 0 {
+		return errors.Errorf("%s: see %s", strings.Join(failures, "; "), opt.Output)
+	}
+	return nil
+}
+
+// prepareEngines installs and builds what both need.
 func prepareEngines(ctx context.Context, cmd *cli.Command, root string) error {
 	if err := apt.Install(ctx, apt.Tests); err != nil {
 		return err

@@ -360,7 +360,7 @@ func TestSuiteOf(t *testing.T) {
 		"util/testutil/integration/more": "util",
 		"clients":                        "",
 	} {
-		require.Equal(t, suite, suiteOf(pkg), pkg)
+		require.Equal(t, suite, suiteOf(pkg, Suites), pkg)
 	}
 }
 

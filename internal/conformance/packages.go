@@ -28,10 +28,10 @@ var Suites = []string{
 	"session", "cache", "control", "source", "worker", "cmd", "util",
 }
 
-// suiteOf returns the suite that a package belongs to: the closest folder.
-func suiteOf(pkg string) string {
+// suiteOf returns which of the suites a package belongs to: the closest folder.
+func suiteOf(pkg string, suites []string) string {
 	for dir := pkg; dir != "."; dir = path.Dir(dir) {
-		if slices.Contains(Suites, dir) {
+		if slices.Contains(suites, dir) {
 			return dir
 		}
 	}
@@ -82,7 +82,7 @@ func listPackages(ctx context.Context, tree *assemble.Tree, suites []string) ([]
 				continue
 			}
 			tp := testPackage{name: strings.TrimPrefix(importPath, upstream.Module+"/"), suite: suite}
-			if suiteOf(tp.name) != suite {
+			if suiteOf(tp.name, Suites) != suite {
 				continue
 			}
 			_, tp.changed = changedTests[tp.name]

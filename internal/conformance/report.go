@@ -223,10 +223,18 @@ func (r *Report) Write(dir string) error {
 	return files.Write(filepath.Join(dir, "conformance.md"), []byte(r.Markdown()), 0o644)
 }
 
+// title says what was tested.
+func (r *Report) title() string {
+	if r.Worker == "" {
+		return "Docker engine " + r.Version
+	}
+	return fmt.Sprintf("BuildKit %s, %s worker", r.Version, r.Worker)
+}
+
 // Markdown is the table of the suites and the list of the differences.
 func (r *Report) Markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# BuildKit %s, %s worker\n\n", r.Version, r.Worker)
+	fmt.Fprintf(&b, "# %s\n\n", r.title())
 	fmt.Fprintf(&b, "%s: %s. `%s` and `%s`.\n\n", r.Started.Format(time.RFC3339), r.Selection, r.Daemons[Upstream], r.Daemons[Graphload])
 	if !r.Complete {
 		fmt.Fprint(&b, "**Not complete.** The run has not come to its end: what is missing was not compared.\n\n")
@@ -241,10 +249,14 @@ func (r *Report) Markdown() string {
 			s.Upstream.Pass, s.Upstream.Fail, s.Upstream.Skip, wall(s.UpstreamSeconds),
 			s.Graphload.Pass, s.Graphload.Fail, s.Graphload.Skip, wall(s.GraphloadSeconds), regressions)
 	}
+	var suites []string
+	for _, s := range r.Suites {
+		suites = append(suites, s.Name)
+	}
 	for _, s := range r.Suites {
 		n := 0
 		for _, d := range r.Regressions() {
-			if suiteOf(d.Package) == s.Name {
+			if suiteOf(d.Package, suites) == s.Name {
 				n++
 			}
 		}

@@ -142,6 +142,9 @@ func Run(ctx context.Context, opt Options) (_ *Report, retErr error) {
 type runner struct {
 	Options
 	dir string
+
+	prefix [2][]string // of the command of a test process, as nsenter, which changes the folder
+	env    [2][]string // more of its environment
 }
 
 // races is the folder that daemons with the race detector write reports to.
@@ -399,14 +402,15 @@ func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string
 	if err := os.MkdirAll(tmp, 0o755); err != nil {
 		return nil, errors.WithStack(err)
 	}
-	cmd := exec.Command(bin, append([]string{"-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + r.Timeout.String()}, args...)...) //nolint:noctx // interrupted below
-	cmd.Dir = p.dir(r.Trees[flavor])
-	if _, err := os.Stat(cmd.Dir); err != nil {
-		cmd.Dir = p.dir(r.Trees[Graphload])
+	dir := p.dir(r.Trees[flavor])
+	if _, err := os.Stat(dir); err != nil {
+		dir = p.dir(r.Trees[Graphload])
 	}
+	args = slices.Concat(r.prefix[flavor], []string{"env", "--chdir", dir, bin, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + r.Timeout.String()}, args)
+	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // interrupted below
 	cmd.Env = append(environ(),
 		"PATH="+r.path(flavor)+":"+os.Getenv("PATH"),
-		"PWD="+cmd.Dir,
+		"PWD="+dir,
 		"TMPDIR="+tmp,
 		"BUILDKIT_REGISTRY_MIRROR_DIR="+filepath.Join(r.dir, "mirror"),
 		"REGISTRY_VALIDATION_DISABLED=true", // pushes with layers at URLs
@@ -414,6 +418,7 @@ func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string
 		"GORACE=atexit_sleep_ms=0 log_path="+filepath.Join(r.races(flavor), "race"),
 		marker+"="+r.dir,
 	)
+	cmd.Env = append(cmd.Env, r.env[flavor]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us
 
 	out, w, err := os.Pipe()
