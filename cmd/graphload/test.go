@@ -101,6 +101,7 @@ func demoCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "buildx", Value: []string{"v0.29.1", "v0.35.0"}, Usage: "versions of buildx for the scenarios"},
 			&cli.StringSliceFlag{Name: "scenario", Usage: "scenarios to run, by name (default: secret, chain, ssh)"},
 			&cli.StringFlag{Name: "only", Usage: "one daemon only: upstream or graphload"},
+			&cli.BoolFlag{Name: "engine", Usage: "on Docker engines instead, where docker compose build takes part and no wall times are measured"},
 			noBuildFlag(),
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -108,7 +109,11 @@ func demoCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			scenarios, err := testbed.FindScenarios(cmd.StringSlice("scenario"))
+			names, engines := cmd.StringSlice("scenario"), cmd.Bool("engine")
+			if engines && len(names) == 0 {
+				names = testbed.EngineDemo
+			}
+			scenarios, err := testbed.FindScenarios(names)
 			if err != nil {
 				return err
 			}
@@ -132,10 +137,19 @@ func demoCommand() *cli.Command {
 			if !cmd.Bool("no-build") {
 				for _, flavor := range flavors {
 					opt.Unmodified = flavor == testbed.Upstream
-					if _, err := build.Daemon(ctx, opt, false); err != nil {
+					if engines {
+						_, err = engine.Binaries(ctx, opt.Root, engine.DefaultVersion, opt.Unmodified)
+					} else {
+						_, err = build.Daemon(ctx, opt, false)
+					}
+					if err != nil {
 						return err
 					}
 				}
+			}
+			runs, rounds, columns := cmd.Int("runs"), cmd.Int("rounds"), demo.Columns(flavors)
+			if engines {
+				rounds, columns = 0, demo.EngineColumns(flavors)
 			}
 			if rounds > 0 && !cmd.Bool("no-build") {
 				if err := build.Buildx(ctx, opt.Root); err != nil {
@@ -144,7 +158,7 @@ func demoCommand() *cli.Command {
 			}
 			var failed error
 			if runs > 0 {
-				t := &demo.Table{Runs: runs, Scenarios: scenarios, Buildx: cmd.StringSlice("buildx"), Columns: demo.Columns(flavors)}
+				t := &demo.Table{Runs: runs, Scenarios: scenarios, Buildx: cmd.StringSlice("buildx"), Columns: columns}
 				if err := t.Run(ctx); err != nil {
 					return err
 				}

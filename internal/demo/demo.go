@@ -24,21 +24,58 @@ var TimedBuildx = []string{"v0.35.0", "v0.38.2", testbed.PatchedBuildx}
 
 // TimeColumns are the daemons on which times are compared.
 var TimeColumns = []Column{
-	{"upstream", testbed.DaemonOptions{Flavor: testbed.Upstream}},
-	{"default", testbed.DaemonOptions{Flavor: testbed.Graphload}},
-	{"ahead", testbed.DaemonOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=ahead"}}},
+	{Name: "upstream", Daemon: testbed.DaemonOptions{Flavor: testbed.Upstream}},
+	{Name: "default", Daemon: testbed.DaemonOptions{Flavor: testbed.Graphload}},
+	{Name: "ahead", Daemon: testbed.DaemonOptions{Flavor: testbed.Graphload, Env: []string{"BUILDKIT_GRAPHLOAD=ahead"}}},
 }
 
 // Column is a daemon of the table.
 type Column struct {
 	Name   string
 	Daemon testbed.DaemonOptions
+	Engine bool // a Docker engine of this flavor instead
+}
+
+// daemon is what builds: buildkitd, or a Docker engine.
+type daemon interface {
+	NewBuilder(ctx context.Context, version string) (*testbed.Builder, error)
+	Close() error
+}
+
+// buildkitd is connected through the remote driver.
+type buildkitd struct {
+	*testbed.Daemon
+}
+
+func (d buildkitd) NewBuilder(ctx context.Context, version string) (*testbed.Builder, error) {
+	return testbed.NewBuilder(ctx, version, d.Daemon)
+}
+
+// start starts the daemon of the column.
+func (c Column) start(ctx context.Context) (daemon, error) {
+	if c.Engine {
+		progress.Printf("starting the %s engine", c.Name)
+		e, err := testbed.StartEngine(ctx, testbed.EngineOptions{Flavor: c.Daemon.Flavor})
+		return e, err
+	}
+	progress.Printf("starting the %s daemon", c.Name)
+	d, err := testbed.StartDaemon(ctx, c.Daemon)
+	return buildkitd{d}, err
 }
 
 // Columns are daemons with their defaults.
 func Columns(flavors []testbed.Flavor) (columns []Column) {
 	for _, flavor := range flavors {
-		columns = append(columns, Column{string(flavor), testbed.DaemonOptions{Flavor: flavor}})
+		columns = append(columns, Column{Name: string(flavor), Daemon: testbed.DaemonOptions{Flavor: flavor}})
+	}
+	return columns
+}
+
+// EngineColumns are Docker engines.
+func EngineColumns(flavors []testbed.Flavor) []Column {
+	columns := Columns(flavors)
+	for i := range columns {
+		columns[i].Engine = true
 	}
 	return columns
 }
@@ -70,15 +107,14 @@ type Table struct {
 // whatever else the machine does meets all of them.
 func (t *Table) Run(ctx context.Context) (retErr error) {
 	t.cells = map[cell]*figures{}
-	daemons := map[string]*testbed.Daemon{}
+	daemons := map[string]daemon{}
 	for _, c := range t.Columns {
-		progress.Printf("starting the %s daemon", c.Name)
-		daemon, err := testbed.StartDaemon(ctx, c.Daemon)
+		d, err := c.start(ctx)
 		if err != nil {
 			return err
 		}
-		defer testbed.CloseLast(daemon, &retErr)
-		daemons[c.Name] = daemon
+		defer testbed.CloseLast(d, &retErr)
+		daemons[c.Name] = d
 	}
 	for _, version := range t.Buildx {
 		progress.Printf("building buildx %s, if it is not there", version)
@@ -94,7 +130,7 @@ func (t *Table) Run(ctx context.Context) (retErr error) {
 	return nil
 }
 
-func (t *Table) runProject(ctx context.Context, scenario testbed.Scenario, daemons map[string]*testbed.Daemon) (retErr error) {
+func (t *Table) runProject(ctx context.Context, scenario testbed.Scenario, daemons map[string]daemon) (retErr error) {
 	progress.Printf("starting what %s needs", scenario.Name)
 	p, err := testbed.NewProject(ctx, scenario)
 	if err != nil {
@@ -115,10 +151,10 @@ func (t *Table) runProject(ctx context.Context, scenario testbed.Scenario, daemo
 	return nil
 }
 
-func (t *Table) runScenario(ctx context.Context, p *testbed.Project, version string, daemons map[string]*testbed.Daemon) (retErr error) {
+func (t *Table) runScenario(ctx context.Context, p *testbed.Project, version string, daemons map[string]daemon) (retErr error) {
 	builders := map[string]*testbed.Builder{}
 	for _, c := range t.Columns {
-		b, err := testbed.NewBuilder(ctx, version, daemons[c.Name])
+		b, err := daemons[c.Name].NewBuilder(ctx, version)
 		if err != nil {
 			return err
 		}
