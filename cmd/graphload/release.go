@@ -22,6 +22,7 @@ func distCommand() *cli.Command {
 		Flags: []cli.Flag{
 			outputFlag("dist", "folder to write to; an earlier release in it is removed"),
 			&cli.BoolFlag{Name: "no-image", Usage: "without images: no daemon is started"},
+			&cli.BoolFlag{Name: "no-engine", Usage: "without the Docker engine"},
 			&cli.StringFlag{Name: "debian-snapshot", Usage: "state of Debian's archives for the images, as 20261123T000000Z (default: the current one)"},
 			&cli.BoolFlag{Name: "check", Usage: "do it again in a second folder, with an empty build cache, and compare"},
 		},
@@ -37,11 +38,11 @@ func distCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			images := !cmd.Bool("no-image")
-			if err := r.Write(ctx, images); err != nil || !cmd.Bool("check") {
+			parts := release.Parts{Images: !cmd.Bool("no-image"), Engine: !cmd.Bool("no-engine")}
+			if err := r.Write(ctx, parts); err != nil || !cmd.Bool("check") {
 				return err
 			}
-			return r.Check(ctx, images)
+			return r.Check(ctx, parts)
 		},
 	}
 }

@@ -34,10 +34,19 @@ var sums = map[string]string{
 	DefaultVersion: "h1:sWv7EckkDJhpraR9yUjkw1XeVf39+MWd58E22PYloNA=",
 }
 
-// buildTags are those of hack/make.sh for static binaries. The one for journald
+// BuildTags are those of hack/make.sh for static binaries. The one for journald
 // needs libsystemd, which has no static library: the engine's own static builds are
 // without it as well.
-const buildTags = "netgo osusergo static_build nri_no_wasm"
+const BuildTags = "netgo osusergo static_build nri_no_wasm"
+
+// Commands are the programs of the engine, and if they have parts in C.
+var Commands = []struct {
+	Name string
+	CGo  bool
+}{
+	{"dockerd", true}, // for disk quotas
+	{"docker-proxy", false},
+}
 
 // Source is the source of the engine, ready to be built.
 type Source struct {
@@ -152,12 +161,12 @@ func (s *Source) DockerVersion() string {
 // Build builds static dockerd and docker-proxy into the folder out. Revision is the
 // commit of the repository whose change they have.
 func (s *Source) Build(ctx context.Context, out, revision string) error {
-	ldflags := s.ldflags(revision)
-	for _, b := range []struct{ name, cgo string }{
-		{"dockerd", "1"}, // for disk quotas
-		{"docker-proxy", "0"},
-	} {
-		err := gomod.Build(ctx, s.Dir, "./cmd/"+b.name, filepath.Join(out, b.name), ldflags, []string{"CGO_ENABLED=" + b.cgo}, "-tags", buildTags)
+	for _, c := range Commands {
+		cgo := "CGO_ENABLED=0"
+		if c.CGo {
+			cgo = "CGO_ENABLED=1"
+		}
+		err := gomod.Build(ctx, s.Dir, "./cmd/"+c.Name, filepath.Join(out, c.Name), s.LDFlags(revision), []string{cgo}, "-tags", BuildTags)
 		if err != nil {
 			return err
 		}
@@ -165,10 +174,10 @@ func (s *Source) Build(ctx context.Context, out, revision string) error {
 	return nil
 }
 
-// ldflags returns the flags of the linker. The commit of the engine is not in its
+// LDFlags returns the flags of the linker. The commit of the engine is not in its
 // module: its tag is in the place of it. The names of platform and product are those
 // of packages, and stay empty as in the engine's own builds.
-func (s *Source) ldflags(revision string) string {
+func (s *Source) LDFlags(revision string) string {
 	var b strings.Builder
 	b.WriteString("-w -extldflags -static")
 	set := func(name, value string) {

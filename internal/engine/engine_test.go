@@ -24,7 +24,7 @@ func TestPrepare(t *testing.T) {
 	unmodified, err := Unmodified(t.Context(), root, DefaultVersion)
 	require.NoError(t, err)
 	require.Equal(t, strings.TrimPrefix(DefaultVersion, "v"), unmodified.DockerVersion())
-	require.NotContains(t, unmodified.ldflags("abc"), "graphload")
+	require.NotContains(t, unmodified.LDFlags("abc"), "graphload")
 
 	for range 2 {
 		src, err := Prepare(t.Context(), root, DefaultVersion)
@@ -62,13 +62,13 @@ func TestFlags(t *testing.T) {
 		return string(dt)
 	}
 	script := read("make.sh")
-	require.Contains(t, script, `-tags "`+buildTags+` $DOCKER_BUILDTAGS"`)
+	require.Contains(t, script, `-tags "`+BuildTags+` $DOCKER_BUILDTAGS"`)
 	require.Contains(t, script, "\tLDFLAGS='-w'\n")
 	require.Contains(t, script, `LDFLAGS_STATIC="-extldflags -static"`)
 	for name, line := range map[string]string{"daemon": "GO_PACKAGE='" + Module + "/cmd/dockerd'", "proxy": "export CGO_ENABLED=0"} {
 		require.Contains(t, read("make/binary-"+name), line)
 	}
-	ldflags := src.ldflags("")
+	ldflags := src.LDFlags("")
 	for _, m := range regexp.MustCompile(`-X \\"(\S+)=\$\{(\w+)\}`).FindAllStringSubmatch(read("make/.go-autogen"), -1) {
 		switch m[2] {
 		case "VERSION", "GITCOMMIT", "BUILDTIME":
@@ -86,7 +86,7 @@ func TestFlags(t *testing.T) {
 func TestVersions(t *testing.T) {
 	t.Parallel()
 	s := &Source{Version: "v2.0.1", BuildKit: "v0.33.0", Embedded: true}
-	flags := s.ldflags("abc")
+	flags := s.LDFlags("abc")
 	for _, want := range []string{
 		"dockerversion.Version=2.0.1+graphload ", "dockerversion.GitCommit=v2.0.1 ",
 		"buildkit/version.Version=v0.33.0+graphload ", "version.Package=github.com/graphload/graphload ", "version.Revision=abc",

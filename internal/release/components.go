@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/graphload/graphload/internal/apt"
+	"github.com/graphload/graphload/internal/engine"
 	"github.com/graphload/graphload/internal/files"
 	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
@@ -98,12 +99,38 @@ func (b *Builder) Build(ctx context.Context, dir, pkg, name, ldflags string, env
 	if err := os.MkdirAll(b.Dir, 0o755); err != nil {
 		return errors.WithStack(err)
 	}
-	source, err := sourceEnv(ctx)
+	env, err := b.goEnv(ctx, env)
 	if err != nil {
 		return err
 	}
-	return gomod.Build(ctx, dir, pkg, filepath.Join(b.Dir, name), "-buildid= "+ldflags,
-		slices.Concat(releaseEnv, source, []string{"GOARCH=" + b.Arch}, b.Env, env))
+	return gomod.Build(ctx, dir, pkg, filepath.Join(b.Dir, name), "-buildid= "+ldflags, env)
+}
+
+// goEnv returns the environment of the go command.
+func (b *Builder) goEnv(ctx context.Context, env []string) ([]string, error) {
+	source, err := sourceEnv(ctx)
+	return slices.Concat(releaseEnv, source, []string{"GOARCH=" + b.Arch}, b.Env, env), err
+}
+
+// BuildEngine builds the programs of the Docker engine. Their parts in C are linked
+// with the C library of the machine, and with nothing else.
+func (b *Builder) BuildEngine(ctx context.Context, src *engine.Source, revision string) error {
+	for _, c := range engine.Commands {
+		var cgo []string
+		if c.CGo {
+			triplet := Architectures[b.Arch]
+			cgo = []string{"CGO_ENABLED=1", "CC=" + triplet + "-gcc", "CGO_CFLAGS=-O2", "CGO_LDFLAGS=-O2", "LIBRARY_PATH=/usr/lib/" + triplet}
+		}
+		env, err := b.goEnv(ctx, cgo)
+		if err != nil {
+			return err
+		}
+		err = gomod.Build(ctx, src.Dir, "./cmd/"+c.Name, filepath.Join(b.Dir, c.Name), "-buildid= "+src.LDFlags(revision), env, "-tags", engine.BuildTags)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // BuildComponent builds a component, and returns the packages of Debian that

@@ -249,7 +249,7 @@ func (c *ImageContext) Build(ctx context.Context, bk *client.Client, opt ImageOp
 func Shipped(root string) (bins []string, _ error) {
 	var patterns []string
 	for _, arch := range slices.Sorted(maps.Keys(Architectures)) {
-		patterns = append(patterns, filepath.Join(root, "build", "dist", "context", arch, "bin", "*"))
+		patterns = append(patterns, filepath.Join(root, "build", "dist", "context", arch, "bin", "*"), filepath.Join(root, "build", "dist", "engine", arch, "*"))
 	}
 	for _, patterns := range [][]string{patterns, {filepath.Join(root, "bin", "build*")}} {
 		for _, pattern := range patterns {

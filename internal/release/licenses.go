@@ -38,14 +38,21 @@ func (b *Builder) Licenses(ctx context.Context) ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, file := range map[string]string{
-		"copyright.libseccomp": filepath.Join(sysroot, "usr/share/doc", seccomp, "copyright"),
-		"copyright.glibc":      "/usr/share/doc/libc6-dev/copyright", // the same for all architectures
-		"LGPL-2.1":             "/usr/share/common-licenses/LGPL-2.1",
-	} {
-		out = append(out, File{Name: LicenseDir + name, Path: file, Mode: 0o644})
+	out = append(out, licenseFile("copyright.libseccomp", filepath.Join(sysroot, "usr/share/doc", seccomp, "copyright")))
+	return append(out, glibcLicenses()...), nil
+}
+
+// glibcLicenses are those of the C library that is linked into binaries, the same for
+// all architectures.
+func glibcLicenses() []File {
+	return []File{
+		licenseFile("copyright.glibc", "/usr/share/doc/libc6-dev/copyright"),
+		licenseFile("LGPL-2.1", "/usr/share/common-licenses/LGPL-2.1"),
 	}
-	return out, nil
+}
+
+func licenseFile(name, path string) File {
+	return File{Name: LicenseDir + name, Path: path, Mode: 0o644}
 }
 
 // LicenseFiles returns what a project says about its license, from its folder.

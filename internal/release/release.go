@@ -87,8 +87,13 @@ func sourceDateEpoch(ctx context.Context, root string) (time.Time, error) {
 	return time.Unix(sec, 0).UTC(), errors.Wrap(err, "SOURCE_DATE_EPOCH")
 }
 
-// Write writes everything.
-func (d *Release) Write(ctx context.Context, images bool) error {
+// Parts are those of a release that can be left out.
+type Parts struct {
+	Images, Engine bool
+}
+
+// Write writes the archives of BuildKit, and these parts.
+func (d *Release) Write(ctx context.Context, parts Parts) error {
 	d.names, d.linked = nil, map[string][]apt.Package{}
 	t, err := build.Tree(ctx, d.opt)
 	if err != nil {
@@ -111,7 +116,12 @@ func (d *Release) Write(ctx context.Context, images bool) error {
 			return err
 		}
 	}
-	if images {
+	if parts.Engine {
+		if err := d.writeEngine(ctx); err != nil {
+			return err
+		}
+	}
+	if parts.Images {
 		if err := d.writeImages(ctx); err != nil {
 			return err
 		}
@@ -135,7 +145,11 @@ func removeRelease(dir string) error {
 		return errors.WithStack(err)
 	}
 	for _, e := range entries {
-		if ok, _ := filepath.Match("buildkit-*+graphload.*", e.Name()); !ok && e.Name() != checksums {
+		written := func(pattern string) bool {
+			ok, _ := filepath.Match(pattern, e.Name()) //nolint:errcheck // of a bad pattern
+			return ok
+		}
+		if !slices.ContainsFunc([]string{"buildkit-*+graphload.*", "docker-*+graphload.*", checksums}, written) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
@@ -253,7 +267,7 @@ func (d *Release) writeFile(name string, dt []byte) error {
 }
 
 // Check does everything again and compares.
-func (d *Release) Check(ctx context.Context, images bool) (retErr error) {
+func (d *Release) Check(ctx context.Context, parts Parts) (retErr error) {
 	temp, err := os.MkdirTemp("", "graphload-dist-")
 	if err != nil {
 		return errors.WithStack(err)
@@ -263,7 +277,7 @@ func (d *Release) Check(ctx context.Context, images bool) (retErr error) {
 	again.dir, again.work = filepath.Join(temp, "dist"), filepath.Join(temp, "work")
 	again.env = []string{"GOCACHE=" + filepath.Join(temp, "cache")}
 	progress.Printf("building everything again with an empty cache")
-	if err := again.Write(ctx, images); err != nil {
+	if err := again.Write(ctx, parts); err != nil {
 		return err
 	}
 	var differ []string

@@ -20,9 +20,10 @@ import (
 func TestRemoveRelease(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	kept := []string{"buildkit-v0.34.2.linux-amd64.tar.gz", "notes.txt"}
+	kept := []string{"buildkit-v0.34.2.linux-amd64.tar.gz", "docker-29.0.0.tgz", "notes.txt"}
 	for _, file := range append([]string{
 		"SHA256SUMS", "buildkit-v0.34.2+graphload.linux-amd64.tar.gz", "buildkit-v0.33.1+graphload.oci.tar", "buildkit-v0.34.2+graphload.spdx.json.tmp",
+		"docker-2.0.0-beta.24+graphload.linux-amd64.tgz",
 	}, kept...) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, file), nil, 0o600))
 	}

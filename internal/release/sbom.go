@@ -10,16 +10,19 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/graphload/graphload/internal/apt"
+	"github.com/graphload/graphload/internal/build"
 	"github.com/graphload/graphload/internal/files"
 	"github.com/pkg/errors"
 	spdxjson "github.com/spdx/tools-golang/json"
 	"github.com/spdx/tools-golang/spdx/v2/common"
 	"github.com/spdx/tools-golang/spdx/v2/v2_3"
+	"golang.org/x/mod/modfile"
 )
 
 // Binary is a Go binary of an archive or image.
@@ -132,8 +135,12 @@ func goModules(b Binary) ([]*v2_3.Package, error) {
 		mods = append(mods, &main)
 	}
 	for _, m := range mods {
-		if m.Replace != nil {
+		switch {
+		case m.Replace == nil:
+		case !modfile.IsDirectoryPath(m.Replace.Path):
 			m = m.Replace
+		default: // the assembled tree of the release
+			m = &debug.Module{Path: m.Path, Version: m.Version + build.Suffix}
 		}
 		pkg := purlPackage("Go", m.Path, m.Version, "pkg:golang/"+m.Path+"@"+m.Version)
 		if dt, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(m.Sum, "h1:")); err == nil && m.Sum != "" {
