@@ -184,7 +184,7 @@ func TestEngineLiveRestore(t *testing.T) {
 	for _, flavor := range []testbed.Flavor{testbed.Graphload, testbed.Graphload, testbed.Upstream} {
 		c := s.client(t)
 		held, ended := make(chan error, 1), make(chan error, 1)
-		ctx, cancel := context.WithTimeout(t.Context(), faultTimeout)
+		ctx, cancel := context.WithTimeout(t.Context(), hangTimeout)
 		go func() {
 			ended <- peer{name: "base", locals: bed.locals}.run(ctx, c, func(ctx context.Context, b peerBuild) error {
 				_, err := b.solve(ctx, sh(bed.root, "true"))
