@@ -26,14 +26,14 @@ func SplitLent(g Group) (lent []string, own Group) {
 	return lent, NewGroup(ids...)
 }
 
-// OneByOne calls f with each of the sessions that lent returns, and then with own,
-// until f succeeds or ctx is canceled. Unlike Any, it is for operations whose outcome
+// OneByOne calls f with each of the sessions that lent returns, and then with what own
+// returns, until f succeeds or ctx is canceled. Unlike Any, it is for operations whose outcome
 // a server decides, because a server can refuse the credential of a session. Each
 // call of f has one session only, so a credential of one session is never mistaken
 // for that of another.
 //
 // If all calls fail, the error is that of own, followed by the number of attempts.
-func OneByOne(ctx context.Context, lent func() []string, own Group, f func(Group) error) error {
+func OneByOne(ctx context.Context, lent func() []string, own func() Group, f func(Group) error) error {
 	var tried []string
 	for {
 		ids := slices.DeleteFunc(lent(), func(id string) bool { return slices.Contains(tried, id) })
@@ -45,8 +45,8 @@ func OneByOne(ctx context.Context, lent func() []string, own Group, f func(Group
 			return err
 		}
 	}
-	err := f(own)
-	if err == nil || len(tried) == 0 {
+	err := f(own())
+	if err == nil || len(tried) == 0 || context.Cause(ctx) != nil {
 		return err
 	}
 	return &askedError{err, len(tried) + 1}

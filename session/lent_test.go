@@ -16,7 +16,7 @@ import (
 func TestOneByOne(t *testing.T) {
 	t.Parallel()
 	errRefused := errors.New("refused")
-	own := NewGroup("child")
+	own := func() Group { return NewGroup("child") }
 	for _, tc := range []struct {
 		name string
 		lent []string

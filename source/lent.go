@@ -68,21 +68,19 @@ type lentInstance struct {
 
 // CacheKey implements SourceInstance.
 func (s *lentInstance) CacheKey(ctx context.Context, jobCtx solver.JobContext, index int) (key, pin string, opts solver.CacheOpts, done bool, err error) {
-	err = s.try(ctx, jobCtx, func(ctx context.Context, inst SourceInstance, jobCtx solver.JobContext) (err error) {
-		key, pin, opts, done, err = inst.CacheKey(ctx, jobCtx, index)
+	err = s.try(ctx, jobCtx, func(ctx context.Context, inst SourceInstance, attemptCtx solver.JobContext) (err error) {
+		if key, pin, opts, done, err = inst.CacheKey(ctx, attemptCtx, index); err == nil {
+			s.lendLayers(inst, jobCtx, opts)
+		}
 		return err
 	})
 	if err != nil {
 		return "", "", nil, false, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if index == 0 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.key = key
-	}
-	if jobCtx != nil && s.layers != s.current {
-		s.layers = s.current
-		s.lendLayers(jobCtx.Session(), opts)
 	}
 	return key, pin, opts, done, nil
 }
@@ -93,17 +91,18 @@ func (s *lentInstance) Snapshot(ctx context.Context, jobCtx solver.JobContext) (
 	s.mu.Lock()
 	keyed, want := s.current, s.key
 	s.mu.Unlock()
-	err = s.try(ctx, jobCtx, func(ctx context.Context, inst SourceInstance, jobCtx solver.JobContext) (err error) {
+	err = s.try(ctx, jobCtx, func(ctx context.Context, inst SourceInstance, attemptCtx solver.JobContext) (err error) {
 		if inst != keyed {
-			key, _, _, _, err := inst.CacheKey(ctx, jobCtx, 0)
+			key, _, opts, _, err := inst.CacheKey(ctx, attemptCtx, 0)
 			if err != nil {
 				return err
 			}
 			if key != want {
 				return errors.Errorf("source changed from %s to %s", want, key)
 			}
+			s.lendLayers(inst, jobCtx, opts)
 		}
-		ref, err = inst.Snapshot(ctx, jobCtx)
+		ref, err = inst.Snapshot(ctx, attemptCtx)
 		return err
 	})
 	return ref, err
@@ -128,39 +127,48 @@ func (s *lentInstance) try(ctx context.Context, jobCtx solver.JobContext, f func
 	s.lent = s.lent || lent
 	inst, again := s.current, len(s.refused) > 0
 	s.mu.Unlock()
-	if !lent {
-		return f(ctx, inst, jobCtx)
+	if lent {
+		ctx = s.once.Context(ctx)
 	}
-	g := jobCtx.Session()
-	ctx = s.once.Context(ctx)
-	attempt := func(g session.Group) (err error) {
+	attempt := func(jobCtx solver.JobContext) (err error) {
 		if inst == nil {
 			if inst, err = s.resolve(ctx); err != nil {
 				return err
 			}
 		}
-		if err := f(ctx, inst, sessionContext{jobCtx, g}); err != nil {
-			inst = nil
-			return err
-		}
+		used := inst
+		err = f(ctx, used, jobCtx)
 		s.mu.Lock()
-		s.current = inst
-		s.mu.Unlock()
-		return nil
+		defer s.mu.Unlock()
+		switch {
+		case err == nil:
+			s.current = used
+		case lent:
+			inst = nil // it can have kept the error of a session that is only lent
+			if s.current == used {
+				s.current = nil
+			}
+		}
+		return err
 	}
+	if !lent {
+		return attempt(jobCtx)
+	}
+	g := jobCtx.Session()
+	with := func(g session.Group) error { return attempt(sessionContext{jobCtx, g}) }
 	if s.secrets && !again {
-		if err := attempt(g); err == nil || context.Cause(ctx) != nil {
+		if err := with(g); err == nil || context.Cause(ctx) != nil {
 			return err
 		}
 	}
-	_, own := session.SplitLent(g)
 	lenders := func() []string { ids, _ := session.SplitLent(g); return ids }
-	return s.oneByOne(ctx, lenders, own, attempt)
+	own := func() session.Group { _, own := session.SplitLent(g); return own }
+	return s.oneByOne(ctx, lenders, own, with)
 }
 
 // oneByOne calls f with the sessions of the lenders, except those that were refused
 // before, and then with own, until f succeeds.
-func (s *lentInstance) oneByOne(ctx context.Context, lenders func() []string, own session.Group, f func(session.Group) error) error {
+func (s *lentInstance) oneByOne(ctx context.Context, lenders func() []string, own func() session.Group, f func(session.Group) error) error {
 	lent := func() []string {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -185,15 +193,20 @@ type layerLender interface {
 	LentTo(user session.Group) []string
 }
 
-// lendLayers makes the layers of an image use the sessions that g, the group of its
-// vertex, lends to the step, exporter or client that reads them. Pushing does not use
-// these sessions, but those of the exporter.
-// called with s.mu
-func (s *lentInstance) lendLayers(g session.Group, opts solver.CacheOpts) {
-	lender, ok := g.(layerLender)
-	if !ok {
+// lendLayers makes the layers of an image use the sessions that the group of its vertex
+// lends to the step, exporter or client that reads them. Pushing does not use these
+// sessions, but those of the exporter.
+func (s *lentInstance) lendLayers(inst SourceInstance, jobCtx solver.JobContext, opts solver.CacheOpts) {
+	if jobCtx == nil {
 		return
 	}
+	lender, ok := jobCtx.Session().(layerLender)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !ok || s.layers == inst {
+		return
+	}
+	s.layers = inst
 	for _, opt := range opts {
 		if dh, ok := opt.(*cache.DescHandler); ok {
 			provider := dh.Provider
@@ -205,7 +218,7 @@ func (s *lentInstance) lendLayers(g session.Group, opts solver.CacheOpts) {
 				if len(lenders()) == 0 && !wasLent {
 					return provider(user)
 				}
-				_, own := session.SplitLent(user)
+				own := func() session.Group { _, own := session.SplitLent(user); return own }
 				return &lentProvider{instance: s, provider: provider, image: dh.Ref, lenders: lenders, own: own}
 			}
 		}
@@ -219,7 +232,7 @@ type lentProvider struct {
 	image    string
 	provider func(session.Group) content.Provider
 	lenders  func() []string
-	own      session.Group
+	own      func() session.Group
 }
 
 // ReaderAt implements content.Provider. It sends no request to a registry; reading

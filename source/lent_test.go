@@ -78,6 +78,7 @@ type server struct {
 	declines map[string]bool   // sessions that have nothing to offer
 	content  map[string]string // what a session gets; a session without content is refused
 	moved    map[string]string // content of snapshots, if it differs
+	onAsk    func(id string)   // called with each session that is asked, if it is not nil
 
 	mu    sync.Mutex
 	asked []string
@@ -99,6 +100,9 @@ func (s *server) ask(op string, g session.Group, content map[string]string) (str
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked = append(s.asked, op+" "+id)
+	if s.onAsk != nil {
+		s.onAsk(id)
+	}
 	if c, ok := content[id]; ok {
 		return c, nil
 	}
@@ -259,6 +263,27 @@ func TestLentSessions(t *testing.T) {
 			require.Equal(t, tc.asked, tc.server.asked)
 		})
 	}
+}
+
+// TestLentErrorIsNotKept cancels an attempt after base was refused. The error of base
+// is not that of a later attempt, to which nothing is lent.
+func TestLentErrorIsNotKept(t *testing.T) {
+	if !graphload.Enabled() {
+		t.Skip("nothing is lent")
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	srv := &server{scheme: srctypes.DockerImageScheme, content: map[string]string{"later": "x"}, onAsk: func(id string) {
+		if id == "child" {
+			cancel(errors.WithStack(context.Canceled))
+		}
+	}}
+	inst := newInstance(t, srv)
+	_, _, _, _, err := inst.CacheKey(ctx, sessions{Group: lentSessions{ids: []string{"base", "child"}, lent: 1}}, 0)
+	require.EqualError(t, err, "child is refused", "a build that was canceled does not say how many were asked")
+	key, _, _, _, err := inst.CacheKey(t.Context(), sessions{Group: lentSessions{ids: []string{"later"}}}, 0)
+	require.NoError(t, err)
+	require.Equal(t, "x", key)
+	require.Equal(t, []string{"key base", "key child", "key later"}, srv.asked)
 }
 
 // TestLentLayers reads the layers of an image concurrently, for users with and without
