@@ -337,7 +337,7 @@ func (s *state) lenders(jobs []*Job) []*Job {
 	var dgsts []digest.Digest
 	for _, j := range jobs {
 		for _, base := range j.bases() {
-			if base.sessionClosed() {
+			if base.sessionClosed() || base.SessionID == j.SessionID { // builds of a client can share its session
 				continue
 			}
 			if dgsts == nil {

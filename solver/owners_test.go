@@ -293,6 +293,27 @@ func TestLentTo(t *testing.T) {
 	requireEmpty(t, s)
 }
 
+// TestSharedSession chains builds that share the session of their client. It is the
+// session of each build, and is not lent.
+func TestSharedSession(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	v := newVtxSession(vtxOpt{name: "v"})
+	base, child := newTestJob(t, s, "base"), newTestJob(t, s, "child")
+	base.SessionID, child.SessionID = "shared", "shared"
+	solved(t, base, v)
+	child.ChainOn(resultOf(v))
+	_, err := s.load(t.Context(), v, nil, child)
+	require.NoError(t, err)
+	st := s.getState(Edge{Vertex: v})
+	require.False(t, st.Lent())
+	require.Equal(t, []string{"shared"}, sessionsOf(s, v))
+	require.Empty(t, st.LentTo(session.NewGroup("shared")))
+	require.NoError(t, child.Discard())
+	require.NoError(t, base.Discard())
+	requireEmpty(t, s)
+}
+
 // TestSessionsJoin lets a job join while the sessions of others are asked.
 func TestSessionsJoin(t *testing.T) {
 	t.Parallel()
