@@ -118,14 +118,15 @@ func chainOnBases(j *solver.Job, req frontend.SolveRequest) (bases []*solver.Job
 		}
 	}
 	if result := resultOp(req.Definition); result != nil {
-		var results [][]byte
+		var ancestors map[string]struct{}
 		for _, op := range req.Definition.Def {
-			if j.IsResult(op) {
-				results = append(results, op)
+			if !j.IsResult(op) {
+				continue
 			}
-		}
-		for _, op := range results {
-			if isAncestor(req.Definition, op, result) {
+			if ancestors == nil {
+				ancestors = ancestorsOf(req.Definition, result)
+			}
+			if _, ok := ancestors[string(digest.FromBytes(op))]; ok {
 				bases = append(bases, j.ChainOn(op)...)
 			}
 		}
@@ -147,29 +148,28 @@ func resultOp(def *pb.Definition) []byte {
 	return nil
 }
 
-// isAncestor reports if op is an input of result, or of one of its inputs.
-func isAncestor(def *pb.Definition, op, result []byte) bool {
+// ancestorsOf returns the digests of the inputs of result, and of their inputs.
+func ancestorsOf(def *pb.Definition, result []byte) map[string]struct{} {
 	ops := make(map[string][]byte, len(def.Def))
 	for _, dt := range def.Def {
 		ops[string(digest.FromBytes(dt))] = dt
 	}
-	want := string(digest.FromBytes(op))
+	ancestors := map[string]struct{}{}
 	for queue := [][]byte{result}; len(queue) > 0; queue = queue[1:] {
 		var parsed pb.Op
 		if err := parsed.UnmarshalVT(queue[0]); err != nil {
-			return false
+			return nil
 		}
 		for _, in := range parsed.Inputs {
-			if in.Digest == want {
-				return true
-			}
-			if dt, ok := ops[in.Digest]; ok {
-				delete(ops, in.Digest)
-				queue = append(queue, dt)
+			if _, ok := ancestors[in.Digest]; !ok {
+				ancestors[in.Digest] = struct{}{}
+				if dt, ok := ops[in.Digest]; ok {
+					queue = append(queue, dt)
+				}
 			}
 		}
 	}
-	return false
+	return ancestors
 }
 
 // load loads the definition of the ref and makes the job of the build the owner of
