@@ -323,7 +323,7 @@ func newAheadJob(j *Job) *Job {
 		pw:            j.pw,
 		id:            j.id,
 		startedTime:   j.startedTime,
-		resolverCache: j.resolverCache.clone(),
+		resolverCache: j.resolverCache,
 		SessionID:     j.SessionID,
 		uniqueID:      j.uniqueID,
 	}
@@ -335,18 +335,16 @@ func newAheadJob(j *Job) *Job {
 	return ahead
 }
 
-// clone returns a cache with the same values. A vertex that is built by the jobs of
-// both caches locks both.
-func (r *resolverCache) clone() *resolverCache {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c := newResolverCache()
-	for k, e := range r.locks {
-		if len(e.values) > 0 {
-			c.locks[k] = &entry{values: slices.Clone(e.values)}
+// distinctCaches returns each cache once. A job that builds ahead shares the cache of
+// its client's job, and a vertex that both build must not lock it twice.
+func distinctCaches(rcs []ResolverCache) []ResolverCache {
+	var out []ResolverCache
+	for _, rc := range rcs {
+		if !slices.Contains(out, rc) {
+			out = append(out, rc)
 		}
 	}
-	return c
+	return out
 }
 
 // takeOver records that s has the job although the job has not loaded it.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/moby/buildkit/session"
 	"github.com/pkg/errors"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/semaphore"
 )
@@ -339,6 +340,36 @@ func (l *slotLog) step(name string, held bool, inputs ...Vertex) *vtxSlot {
 		v.opt.inputs = append(v.opt.inputs, Edge{Vertex: in})
 	}
 	return v
+}
+
+// TestAheadResolverCache resolves a key in two vertices at once, which a job and the
+// one that builds ahead for it build together. Each vertex locks what it locks for the
+// one job: with a cache of each, both could hold one and wait for the other.
+func TestAheadResolverCache(t *testing.T) {
+	t.Parallel()
+	s := newTestSolver(t)
+	j := newTestJob(t, s, "job")
+	ahead := newAheadJob(j)
+	var states []*state
+	for _, name := range []string{"a", "b"} {
+		v := newVtxSession(vtxOpt{name: name})
+		for _, j := range []*Job{j, ahead} {
+			_, err := s.load(t.Context(), v, nil, j)
+			require.NoError(t, err)
+		}
+		states = append(states, s.getState(Edge{Vertex: v}))
+	}
+	var wg sync.WaitGroup
+	for i, st := range states {
+		wg.Go(func() {
+			for round := range 5000 {
+				_, release, err := st.Lock("key")
+				assert.NoError(t, err)
+				assert.NoError(t, release(nil), "state %d, round %d", i, round)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // TestAheadOneSlot uses a worker with one slot. Steps ahead do not take the slot between

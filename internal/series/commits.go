@@ -105,7 +105,7 @@ daemon.`,
 			"solver/llbsolver/ahead.go", "solver/llbsolver/ahead_test.go", "solver/llbsolver/ops/ahead.go",
 			"util/graphload/values.go", "util/graphload/values_test.go",
 		},
-		Seams: []string{"acquire"},
+		Seams: []string{"acquire", "resolver-caches"},
 		Hooks: aheadHooks,
 		Body: `A client that evaluates linked results one after another loses the time
 that they could run together. A daemon that has loaded them knows what comes.
