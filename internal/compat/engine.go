@@ -139,9 +139,10 @@ func engineSection(path string) (string, error) {
 func (t *EngineTable) markdown() string {
 	var sb strings.Builder
 	fmt.Fprintf(&sb, `%s
-Unmodified clients on upstream's engine %s and on %s, by turns, on %s:
-%d runs of each. Written by %s. buildx has the docker driver, and is
-the plugin of the docker command where that builds.
+Unmodified clients on upstream's engine %s and on
+%s, by turns, on %s: %d runs of each. Written by
+%s. buildx has the docker driver, and is the plugin of the docker
+command where that builds.
 
 `, engineHeading, t.Engines[testbed.Upstream], t.Engines[testbed.Graphload], t.Date.Format(time.DateOnly), t.Runs, "`graphload engine --test`")
 	for _, program := range testbed.EnginePrograms() {

@@ -44,7 +44,7 @@ func TestEngineTable(t *testing.T) {
 		require.NoError(t, engine.write())
 		text := read()
 		require.Equal(t, rest, text[:len(rest)])
-		require.Contains(t, text, "engine 1.0 and on 1.0+graphload, by turns, on 2026-01-03:\n3 runs")
+		require.Contains(t, text, "engine 1.0 and on\n1.0+graphload, by turns, on 2026-01-03: 3 runs")
 		require.Contains(t, text, "| scenario | v0.9.0 |\n|---|---|\n| a chain | 1 → 3 |\n")
 		require.Contains(t, text, "| TestEngineCredentials/x | 0 → 1 |\n")
 		require.Contains(t, text, "| TestEngineStrangers/x | yes |\n| TestEngineStrangers/y | no |\n")

@@ -264,7 +264,11 @@ func (r *Report) Markdown() string {
 	}
 	total := r.total()
 	row(&total, len(r.Regressions()))
-	fmt.Fprintf(&b, "\nTests with others below are not counted. Time is that of the first run, without what was tried again. %d packages have the same source code in both trees and start no daemon: they were run once, and count for both.\n", total.Same)
+	fmt.Fprint(&b, "\nTests with others below are not counted. Time is that of the first run, without what was tried again.")
+	if total.Same > 0 {
+		fmt.Fprintf(&b, " %d packages have the same source code in both trees and start no daemon: they were run once, and count for both.", total.Same)
+	}
+	fmt.Fprintln(&b)
 	for _, race := range r.Races.New {
 		fmt.Fprintf(&b, "\nData race, not seen with upstream: %s\n\n```\n%s\n```\n", race.Place, race.Report)
 	}

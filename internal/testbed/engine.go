@@ -364,7 +364,8 @@ func (e *Engine) killShims() error {
 			continue
 		}
 		args := strings.Split(string(dt), "\x00")
-		if filepath.Base(args[0]) != shimName || !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, e.dir+"/") }) {
+		// its version is in the name of the file
+		if !strings.HasPrefix(filepath.Base(args[0]), shimName) || !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, e.dir+"/") }) {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
