@@ -23,6 +23,7 @@ import (
 	"github.com/graphload/graphload/internal/seam"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
+	"golang.org/x/mod/semver"
 )
 
 // SeamList is the name of the seam list in the repository.
@@ -80,15 +81,15 @@ func (o Options) listed(m *seam.Module) error {
 	if _, ok := m.Releases[o.Version]; ok {
 		return nil
 	}
-	advice := "try it with graphload upgrade " + o.Version
-	if o.Module != "" {
-		advice = "add its checksum under releases in " + SeamList
+	advice := ""
+	switch {
+	case o.Module != "":
+		advice = ". To support it: add its checksum under releases in " + SeamList
+	case semver.Canonical(o.Version) == o.Version:
+		advice = ". To try it: graphload upgrade " + o.Version
 	}
-	known := "there is none"
-	if len(m.Releases) > 0 {
-		known = strings.Join(m.Served(), ", ") + " are"
-	}
-	return errors.Errorf("%s is not a known release, %s: %s", o.Release(), known, advice)
+	supported := cmp.Or(strings.Join(m.Served(), ", "), "none")
+	return errors.Errorf("%s is not supported. Supported: %s%s", o.Release(), supported, advice)
 }
 
 func (o Options) seams() (*seam.Module, error) {
@@ -108,14 +109,14 @@ func (o Options) Path() (string, error) {
 	return cmp.Or(m.Path, upstream.Module), nil
 }
 
-// name is what the module is called.
-func (o Options) name() string {
+// Name is what the module is called, in messages.
+func (o Options) Name() string {
 	return cmp.Or(o.Module, "BuildKit")
 }
 
 // Release is the module and its version, for messages.
 func (o Options) Release() string {
-	return o.name() + " " + o.Version
+	return o.Name() + " " + o.Version
 }
 
 // BuildDir returns the folder of the tree in the repository, without what
@@ -262,7 +263,7 @@ func (o Options) AddedFiles() (added []string, _ error) {
 			}
 			rel = filepath.ToSlash(rel)
 			if !d.Type().IsRegular() || !strings.HasSuffix(rel, ".go") {
-				return errors.Errorf("%s is not a Go file: only Go files can join a package of %s", rel, o.name())
+				return errors.Errorf("%s is not a Go file: only Go files can join a package of %s", rel, o.Name())
 			}
 			added = append(added, rel)
 			return nil

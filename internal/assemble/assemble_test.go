@@ -236,12 +236,12 @@ func TestPlanErrors(t *testing.T) {
 	require.ErrorContains(t, err, "seams.yaml")
 	list("seams: []\n")
 	_, err = Plan(t.Context(), opt)
-	require.EqualError(t, err, "BuildKit v0.34.2 is not a known release, there is none: try it with graphload upgrade v0.34.2")
+	require.EqualError(t, err, "BuildKit v0.34.2 is not supported. Supported: none. To try it: graphload upgrade v0.34.2")
 	list("releases: {v0.34.0: h1:x, v0.9.0: h1:y}\nmodules: {other: {path: example.com/other}}\n")
 	_, err = Plan(t.Context(), Options{Root: opt.Root, Module: "other", Version: "v1.0.0"})
-	require.ErrorContains(t, err, "other v1.0.0 is not a known release, there is none: add its checksum under releases in seams.yaml")
+	require.ErrorContains(t, err, "other v1.0.0 is not supported. Supported: none. To support it: add its checksum under releases in seams.yaml")
 	_, err = Plan(t.Context(), opt)
-	require.ErrorContains(t, err, "BuildKit v0.34.2 is not a known release, v0.34.0, v0.9.0 are: try it with graphload upgrade v0.34.2")
+	require.ErrorContains(t, err, "BuildKit v0.34.2 is not supported. Supported: v0.34.0, v0.9.0. To try it: graphload upgrade v0.34.2")
 	require.EqualError(t, opt.Listed(), err.Error())
 	list("releases: {v0.34.2: h1:wrong}\n")
 	_, err = Plan(t.Context(), opt)
@@ -273,7 +273,7 @@ func planRepository(t *testing.T, module string) *Tree {
 func eachModule(t *testing.T, test func(*testing.T, *Tree)) {
 	for _, module := range modules {
 		tree := planRepository(t, module)
-		t.Run(tree.name(), func(t *testing.T) {
+		t.Run(tree.Name(), func(t *testing.T) {
 			t.Parallel()
 			test(t, tree)
 		})

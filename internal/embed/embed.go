@@ -30,7 +30,8 @@ const Mark = "// graphload embed"
 // Program is a Go program, as its go.mod describes it.
 type Program struct {
 	Dir      string
-	Vendored bool // the source of its dependencies is in vendor
+	Name     string // in messages, the path of its go.mod by default
+	Vendored bool   // the source of its dependencies is in vendor
 
 	path string
 	data []byte // of go.mod, as it is on disk
@@ -136,6 +137,9 @@ func Revert(w io.Writer, dir string) error {
 
 // Open reads the go.mod in dir.
 func Open(dir string) (*Program, error) {
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return nil, errors.Errorf("%s is not a folder", dir)
+	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, errors.WithStack(err)
@@ -144,6 +148,7 @@ func Open(dir string) (*Program, error) {
 		return nil, errors.WithStack(err)
 	}
 	p := &Program{Dir: dir, path: filepath.Join(dir, "go.mod")}
+	p.Name = p.path
 	if p.data, err = os.ReadFile(p.path); errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.Errorf("no go.mod in %s: name the folder of the program's module", dir)
 	} else if err != nil {
@@ -161,18 +166,18 @@ func Open(dir string) (*Program, error) {
 }
 
 // Release returns the release of BuildKit that the program requires. One that is
-// not served is an error.
-func (p *Program) Release(served []string) (string, error) {
+// not supported is an error.
+func (p *Program) Release(supported []string) (string, error) {
 	for _, r := range p.file.Require {
 		if r.Mod.Path != upstream.Module {
 			continue
 		}
-		if !slices.Contains(served, r.Mod.Version) {
-			return "", errors.Errorf("%s requires BuildKit %s, which is not served: %s are", p.path, r.Mod.Version, strings.Join(served, ", "))
+		if !slices.Contains(supported, r.Mod.Version) {
+			return "", errors.Errorf("%s requires BuildKit %s, which is not supported. Supported: %s", p.Name, r.Mod.Version, strings.Join(supported, ", "))
 		}
 		return r.Mod.Version, nil
 	}
-	return "", errors.Errorf("%s does not require BuildKit (%s)", p.path, upstream.Module)
+	return "", errors.Errorf("%s does not require BuildKit (%s)", p.Name, upstream.Module)
 }
 
 // Embed replaces BuildKit by the tree and copies the exclude directives of BuildKit,

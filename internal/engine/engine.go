@@ -5,10 +5,8 @@ package engine
 
 import (
 	"context"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +17,6 @@ import (
 	"github.com/graphload/graphload/internal/progress"
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
-	"golang.org/x/mod/semver"
 )
 
 // Module is the module path of the engine.
@@ -73,7 +70,7 @@ func Unmodified(ctx context.Context, root, version string) (*Source, error) {
 	if s.time, err = mod.Time(ctx); err != nil {
 		return nil, err
 	}
-	served, err := assemble.Options{Root: root}.Releases()
+	supported, err := assemble.Options{Root: root}.Releases()
 	if err != nil {
 		return nil, err
 	}
@@ -81,9 +78,9 @@ func Unmodified(ctx context.Context, root, version string) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.BuildKit, err = p.Release(served); err != nil {
-		known := slices.SortedFunc(maps.Keys(sums), semver.Compare)
-		return nil, errors.Wrapf(err, "Docker engine %s cannot have the change, %s can", version, strings.Join(known, ", "))
+	p.Name = "Docker engine " + version
+	if s.BuildKit, err = p.Release(supported); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
