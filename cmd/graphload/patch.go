@@ -23,10 +23,10 @@ func patchCommand() *cli.Command {
 		Flags: []cli.Flag{
 			moduleFlag(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "file to write (default: standard output)"},
-			&cli.BoolFlag{Name: "series", Usage: "write a series of commits into FOLDER (default: build/series, or build/<module>-series), instead of one diff"},
+			&cli.BoolFlag{Name: "series", Usage: "write a series of commits into FOLDER (default: build/series, or build/<module>-series), instead of one diff; an earlier series in it is replaced"},
 			&cli.StringFlag{Name: "onto", Usage: "with --series: for the commit that is checked out in `DIR`, a git checkout of the main branch, which stays as it is; without the commits that are only for releases"},
 			&cli.BoolFlag{Name: "check", Usage: "with --series: build every commit and test its packages"},
-			&cli.BoolFlag{Name: "all-releases", Usage: "with --series: one series for each release of the seam list, in a folder of its own"},
+			&cli.BoolFlag{Name: "all-releases", Usage: "with --series: one series for each release of the seam list, each in a separate folder"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			opt, err := options(cmd)
@@ -39,7 +39,7 @@ func patchCommand() *cli.Command {
 			case serial && out != "":
 				return errors.New("--series and --output exclude each other: name the folder behind the flags")
 			case !serial && (cmd.Bool("check") || all || onto != "" || dir != ""):
-				return errors.New("--onto, --check, --all-releases and a folder are for --series")
+				return errors.New("--onto, --check, --all-releases and a folder need --series")
 			case cmd.Args().Len() > 1:
 				return errors.Errorf("one folder is enough, not %q", cmd.Args().Slice())
 			case all && releaseFlag(cmd) != "":
@@ -91,6 +91,9 @@ func patchCommand() *cli.Command {
 
 // patchSeries writes the series for a release of the seam list.
 func patchSeries(ctx context.Context, opt assemble.Options, dir string, check bool) error {
+	if _, err := series.Earlier(dir); err != nil {
+		return err
+	}
 	t, err := assemble.Plan(ctx, opt)
 	if err != nil {
 		return err
@@ -100,6 +103,9 @@ func patchSeries(ctx context.Context, opt assemble.Options, dir string, check bo
 
 // patchOnto writes the series for the commit that is checked out in checkout.
 func patchOnto(ctx context.Context, opt assemble.Options, checkout, dir string, check bool) error {
+	if _, err := series.Earlier(dir); err != nil {
+		return err
+	}
 	tmp, err := os.MkdirTemp("", "graphload-checkout-")
 	if err != nil {
 		return errors.WithStack(err)

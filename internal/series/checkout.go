@@ -58,7 +58,7 @@ func OpenCheckout(ctx context.Context, dir, module string) (*Checkout, error) {
 	c.Dir = strings.TrimSuffix(top, "\n")
 	commit, err := c.git(ctx, "rev-parse", "--verify", "HEAD^{commit}")
 	if err != nil {
-		return nil, errors.Wrapf(err, "%s has no commit", dir)
+		return nil, errors.Errorf("%s has no commit", dir)
 	}
 	c.Commit = strings.TrimSpace(commit)
 	gomod, err := c.git(ctx, "show", c.Commit+":go.mod")

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -230,9 +231,45 @@ func (p *parts) commit(ctx context.Context, dir string, opt Options) ([]Patch, e
 	return out, nil
 }
 
+// written matches a mail of New: no commit is named, and the signature is a release of a
+// module, not the version of git.
+var written = regexp.MustCompile(`\AFrom 0{40} (?s:.*)\n-- \n(?:` + moduleNames() + `) \S+\n*\z`)
+
+func moduleNames() string {
+	var names []string
+	for module := range Modules {
+		names = append(names, regexp.QuoteMeta(assemble.Options{Module: module}.Name()))
+	}
+	return strings.Join(names, "|")
+}
+
+// Earlier returns the mails of an earlier series in dir. A mail that Write did not write
+// is an error: git am would take it for a part of the next series, and it may be the
+// only copy.
+func Earlier(dir string) ([]string, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "[0-9][0-9][0-9][0-9]-*.patch"))
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	for _, path := range paths {
+		dt, err := os.ReadFile(path)
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		if !written.Match(dt) {
+			return nil, errors.Errorf("%s is not a mail of this series: name another folder", path)
+		}
+	}
+	return paths, nil
+}
+
 // Write writes the mails into dir and returns their paths. Those of an earlier series
-// are removed: git am would take them for a part of this one.
+// are removed.
 func Write(dir string, patches []Patch) ([]string, error) {
+	earlier, err := Earlier(dir)
+	if err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, errors.WithStack(err)
 	}
@@ -246,11 +283,7 @@ func Write(dir string, patches []Patch) ([]string, error) {
 			return nil, errors.WithStack(err)
 		}
 	}
-	stale, err := filepath.Glob(filepath.Join(dir, "[0-9][0-9][0-9][0-9]-*.patch"))
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	for _, path := range stale {
+	for _, path := range earlier {
 		if err := os.Remove(path); err != nil {
 			return nil, errors.WithStack(err)
 		}

@@ -175,7 +175,9 @@ func TestSeriesErrors(t *testing.T) {
 func TestWrite(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "new", "series")
-	paths, err := Write(dir, []Patch{{Name: "0001-a.patch", Mail: []byte("a")}, {Name: "0002-b.patch", Mail: []byte("b")}})
+	const zero = "From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001\n"
+	a, b := []byte(zero+"a\n-- \nBuildKit v0.34.2\n\n"), []byte(zero+"b\n-- \nbuildx 0123456789ab\n\n")
+	paths, err := Write(dir, []Patch{{Name: "0001-a.patch", Mail: a}, {Name: "0002-b.patch", Mail: b}})
 	require.NoError(t, err)
 	require.Equal(t, []string{filepath.Join(dir, "0001-a.patch"), filepath.Join(dir, "0002-b.patch")}, paths)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "notes"), nil, 0o600))
@@ -189,6 +191,33 @@ func TestWrite(t *testing.T) {
 		names = append(names, e.Name())
 	}
 	require.Equal(t, []string{"0001-c.patch", "notes"}, names, "mails of the series before are gone")
+}
+
+// TestWriteForeign requires that no mail is removed if there is one that Write has not
+// written.
+func TestWriteForeign(t *testing.T) {
+	t.Parallel()
+	const (
+		zero = "From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001\n"
+		ours = zero + "a\n-- \nBuildKit v0.34.2\n\n"
+	)
+	for name, mail := range map[string]string{
+		"commit":    "From 1000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001\na\n-- \nBuildKit v0.34.2\n\n",
+		"signature": zero + "-- \nBuildKit v0.34.2\n\n-- \n2.39.5\n\n",
+		"empty":     "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			writeFiles(t, dir, map[string]string{"0001-a.patch": ours, "0002-theirs.patch": mail})
+			_, err := Write(dir, []Patch{{Name: "0001-c.patch", Mail: []byte(ours)}})
+			require.EqualError(t, err, filepath.Join(dir, "0002-theirs.patch")+" is not a mail of this series: name another folder")
+			entries, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			require.Len(t, entries, 2)
+			require.FileExists(t, filepath.Join(dir, "0001-a.patch"))
+		})
+	}
 }
 
 // TestReleaseOnly requires that no commit for upstream comes after one that is only
