@@ -1,6 +1,9 @@
 # Every target is one command of cmd/graphload, which explains itself with --help, and
 # has more commands than these. RELEASE=v0.33.1 selects a release of BuildKit, and
 # ARGS='…' adds flags: make demo ARGS='--runs 3'.
+ifdef UPSTREAM
+$(error UPSTREAM is now RELEASE)
+endif
 GRAPHLOAD = go run ./cmd/graphload $(if $(RELEASE),--release $(RELEASE))
 PREFIX ?= /usr/local
 INSTALL = --prefix $(PREFIX) --destdir "$(DESTDIR)"

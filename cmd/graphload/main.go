@@ -4,7 +4,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -39,7 +38,6 @@ func run() error {
 		Version: versionLine(),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "release", Usage: "release of BuildKit (default: the one that go.mod requires)"},
-			&cli.StringFlag{Name: "upstream", Hidden: true}, // what the flag release was called
 		},
 	}
 	for _, category := range []struct {
@@ -81,7 +79,7 @@ func options(cmd *cli.Command) (assemble.Options, error) {
 
 // releaseFlag is the release that the user has chosen, if any.
 func releaseFlag(cmd *cli.Command) string {
-	return cmp.Or(cmd.Root().String("release"), cmd.Root().String("upstream"))
+	return cmd.Root().String("release")
 }
 
 const moduleFlagName = "module"
