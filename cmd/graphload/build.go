@@ -64,20 +64,29 @@ func engineCommand() *cli.Command {
 			&cli.BoolFlag{Name: "test", Usage: "build both, test chained targets on upstream's engine and on this one, and write the table of the engine"},
 			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "with --test: runs of each scenario with each buildx"},
 			&cli.BoolFlag{Name: "conformance", Usage: "build both, run the engine's own tests of builds with both, and compare each test"},
-			&cli.IntFlag{Name: "retries", Value: 3, Usage: "with --conformance: how often tests that differ are run again"},
-			&cli.StringFlag{Name: "run", Usage: "with --test and --conformance: only tests that match, as with go test -run"},
-			&cli.BoolFlag{Name: "no-build", Usage: "with --test and --conformance: use the binaries in bin as they are"},
+			&cli.IntFlag{Name: "retries", Value: 3, Validator: atLeast(0), Usage: "with --conformance: how often tests that differ are run again"},
+			&cli.StringFlag{Name: "run", Validator: expression, Usage: "with --test or --conformance: only tests that match, as with go test -run"},
+			&cli.BoolFlag{Name: "no-build", Usage: "with --test or --conformance: use the binaries in bin as they are"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if releaseFlag(cmd) != "" {
-				return errors.New("the go.mod of the engine says which BuildKit it needs: leave --release out")
+				return errEngineRelease
 			}
 			root, err := upstream.Root()
 			if err != nil {
 				return err
 			}
 			version, test, conformance := cmd.String("version"), cmd.Bool("test"), cmd.Bool("conformance")
+			if err := checkRelease(version); err != nil {
+				return err
+			}
 			switch {
+			case cmd.IsSet("runs") && !test:
+				return errors.New("--runs needs --test")
+			case cmd.IsSet("retries") && !conformance:
+				return errors.New("--retries needs --conformance")
+			case (cmd.IsSet("run") || cmd.IsSet("no-build")) && !test && !conformance:
+				return errors.New("--run and --no-build need --test or --conformance")
 			case (test || conformance) && version != engine.DefaultVersion:
 				return errors.Errorf("the tests are for %s", engine.DefaultVersion)
 			case (test || conformance) && cmd.Bool("unmodified"):
@@ -93,6 +102,8 @@ func engineCommand() *cli.Command {
 		},
 	}
 }
+
+var errEngineRelease = errors.New("the go.mod of the engine says which BuildKit it needs: leave --release out")
 
 func buildEngine(ctx context.Context, root, version string, unmodified bool) error {
 	out, err := engine.Binaries(ctx, root, version, unmodified)
@@ -116,7 +127,8 @@ func installCommand() *cli.Command {
 		Usage: "build for this machine and install binaries, systemd units and the license",
 		Flags: append(installFlags(), noBuildFlag()),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if err := release.CheckPrefix(cmd.String("prefix")); err != nil {
+			destdir, prefix := cmd.String("destdir"), cmd.String("prefix")
+			if err := release.CheckFolders(destdir, prefix); err != nil {
 				return err
 			}
 			opt, err := options(cmd)
@@ -130,7 +142,7 @@ func installCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return release.Install(opt.Root, dir, cmd.String("destdir"), cmd.String("prefix"))
+			return release.Install(opt.Root, dir, destdir, prefix)
 		},
 	}
 }

@@ -23,7 +23,7 @@ func distCommand() *cli.Command {
 			outputFlag("dist", "folder to write to; an earlier release in it is removed"),
 			&cli.BoolFlag{Name: "no-image", Usage: "without images: no daemon is started"},
 			&cli.BoolFlag{Name: "no-engine", Usage: "without the Docker engine"},
-			&cli.StringFlag{Name: "debian-snapshot", Usage: "state of Debian's archives for the images, as 20261123T000000Z (default: the current one)"},
+			&cli.StringFlag{Name: "debian-snapshot", Validator: snapshot, Usage: "state of Debian's archives for the images, as 20261123T000000Z (default: the current one)"},
 			&cli.BoolFlag{Name: "check", Usage: "do it again in a second folder, with an empty build cache, and compare"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -68,11 +68,16 @@ func auditCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			bins := cmd.StringSlice("binary")
+			for _, path := range bins {
+				if _, err := os.Stat(path); err != nil {
+					return errors.Errorf("no binary %s", path)
+				}
+			}
 			verdicts, err := audit.LoadVerdicts(filepath.Join(opt.Root, "packaging", "verdicts.yaml"))
 			if err != nil {
 				return err
 			}
-			bins := cmd.StringSlice("binary")
 			if len(bins) == 0 {
 				if bins, err = release.Shipped(opt.Root); err != nil {
 					return err
@@ -169,6 +174,9 @@ func upgradeCommand() *cli.Command {
 			}
 			u := upgrade.Options{Options: opt, From: opt.Version, SeamsOnly: cmd.Bool("seams-only"), E2E: !cmd.Bool("no-e2e")}
 			u.Version = cmd.Args().First()
+			if err := checkRelease(u.Version); err != nil {
+				return err
+			}
 			return upgrade.Run(ctx, os.Stdout, u)
 		},
 	}

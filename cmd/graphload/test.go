@@ -109,11 +109,12 @@ func demoCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			names, engines := cmd.StringSlice("scenario"), cmd.Bool("engine")
-			if engines && len(names) == 0 {
-				names = testbed.EngineDemo
+			runs, rounds, engines := cmd.Int("runs"), cmd.Int("rounds"), cmd.Bool("engine")
+			find := testbed.FindScenarios
+			if engines {
+				find = testbed.FindEngineScenarios
 			}
-			scenarios, err := testbed.FindScenarios(names)
+			scenarios, err := find(cmd.StringSlice("scenario"))
 			if err != nil {
 				return err
 			}
@@ -124,8 +125,14 @@ func demoCommand() *cli.Command {
 				}
 				flavors = []testbed.Flavor{only}
 			}
-			runs, rounds := cmd.Int("runs"), cmd.Int("rounds")
-			if runs == 0 && rounds == 0 {
+			switch {
+			case engines && releaseFlag(cmd) != "":
+				return errEngineRelease
+			case engines && cmd.IsSet("rounds"):
+				return errors.New("no wall times are measured with --engine: leave --rounds out")
+			case engines && runs == 0:
+				return errors.New("--runs 0 leaves no table with --engine")
+			case runs == 0 && rounds == 0:
 				return errors.New("--runs 0 and --rounds 0 leave no table")
 			}
 			if err := testbed.CheckBuildx(cmd.StringSlice("buildx")); err != nil {
@@ -147,7 +154,7 @@ func demoCommand() *cli.Command {
 					}
 				}
 			}
-			runs, rounds, columns := cmd.Int("runs"), cmd.Int("rounds"), demo.Columns(flavors)
+			columns := demo.Columns(flavors)
 			if engines {
 				rounds, columns = 0, demo.EngineColumns(flavors)
 			}
@@ -214,7 +221,7 @@ func integrationCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "scenario", Usage: "only these scenarios, by name; the other rows of the table stay as they are"},
 			&cli.IntFlag{Name: "graphs", Value: 300, Validator: atLeast(0), Usage: "random graphs"},
 			&cli.IntFlag{Name: "chains", Value: 200, Validator: atLeast(1), Usage: "chains that are built at once"},
-			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Usage: "how long many clients build random graphs"},
+			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Validator: moreThanZero, Usage: "how long many clients build random graphs"},
 			&cli.BoolFlag{Name: "table-only", Usage: "only what is in the table, without the other tests"},
 			noBuildFlag(),
 			outputFlag(filepath.Join("docs", "compatibility.md"), "file for the table; build has the one of the same name with .json"),
@@ -254,7 +261,7 @@ func soakCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "graphs", Value: 10_000, Validator: atLeast(1), Usage: "random graphs"},
 			&cli.Uint64Flag{Name: "seed", Usage: "seed of the graphs, 0 for one of its own"},
-			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Usage: "how long many clients build random graphs"},
+			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Validator: moreThanZero, Usage: "how long many clients build random graphs"},
 			noBuildFlag(),
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -274,7 +281,7 @@ func dockerCommand() *cli.Command {
 		Usage: "run the images in a Docker engine of its own: bake chained targets, upgrade a builder in place, rootless, mTLS and systemd",
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "runs of each scenario with each buildx"},
-			&cli.StringFlag{Name: "run", Value: "^(TestDocker.*|TestMutualTLS|TestSystemdUnits|TestSocketActivation)$", Usage: "tests to run"},
+			&cli.StringFlag{Name: "run", Value: "^(TestDocker.*|TestMutualTLS|TestSystemdUnits|TestSocketActivation)$", Validator: expression, Usage: "tests to run"},
 			noBuildFlag(),
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -355,10 +362,10 @@ func conformanceCommand() *cli.Command {
 		Usage: "run upstream's own tests with both daemons and compare each test",
 		Flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "suite", Usage: "folders of packages: " + strings.Join(conformance.Suites, ", ") + " (default: all)"},
-			&cli.StringFlag{Name: "run", Usage: "only tests that match, as with go test -run"},
+			&cli.StringFlag{Name: "run", Validator: expression, Usage: "only tests that match, as with go test -run"},
 			&cli.StringFlag{Name: "worker", Value: "oci", Usage: "worker of the daemons: " + strings.Join(conformance.Workers, " or ")},
 			&cli.IntFlag{Name: "retries", Value: 3, Validator: atLeast(0), Usage: "how often tests that differ are run again"},
-			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Hour, Usage: "for the tests of one package"},
+			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Hour, Validator: moreThanZero, Usage: "for the tests of one package"},
 			&cli.BoolFlag{Name: "race", Usage: "use daemons with the race detector"},
 			noBuildFlag(),
 			outputFlag("", "folder for the reports (default: one in build/conformance, for what is selected by the other flags)"),
@@ -498,7 +505,7 @@ func fuzzCommand() *cli.Command {
 		Name:  "fuzz",
 		Usage: "run the fuzz targets one after another",
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "time", Value: 5 * time.Minute, Usage: "how long each of them runs"},
+			&cli.DurationFlag{Name: "time", Value: 5 * time.Minute, Validator: moreThanZero, Usage: "how long each of them runs"},
 			&cli.StringSliceFlag{Name: "target", Usage: "targets to run (default: all)"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {

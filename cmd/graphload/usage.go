@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"runtime/debug"
+	"time"
 
 	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
+	"golang.org/x/mod/semver"
 )
 
 // strict has every mistake in a call end with one line. Otherwise the help comes with
@@ -16,9 +19,15 @@ func strict(app *cli.Command) {
 	app.OnUsageError = usageError
 	app.Action = func(_ context.Context, cmd *cli.Command) error {
 		if cmd.Args().Present() {
-			return errors.Errorf("no command %q: graphload --help lists them", cmd.Args().First())
+			return noCommand(cmd.Args().First())
 		}
 		return cli.ShowRootCommandHelp(cmd)
+	}
+	cli.ShowCommandHelp = func(ctx context.Context, cmd *cli.Command, name string) error {
+		if cmd.Command(name) == nil {
+			return noCommand(name)
+		}
+		return cli.DefaultShowCommandHelp(ctx, cmd, name)
 	}
 	for _, c := range app.Commands {
 		c.OnUsageError = usageError
@@ -35,6 +44,10 @@ func strict(app *cli.Command) {
 	}
 }
 
+func noCommand(name string) error {
+	return errors.Errorf("no command %q: graphload --help lists them", name)
+}
+
 func usageError(_ context.Context, _ *cli.Command, err error, _ bool) error {
 	return err
 }
@@ -47,6 +60,36 @@ func atLeast(least int) func(int) error {
 		}
 		return nil
 	}
+}
+
+// moreThanZero is for flags whose value is a time.
+func moreThanZero(d time.Duration) error {
+	if d <= 0 {
+		return errors.New("it must be more than 0")
+	}
+	return nil
+}
+
+// expression is for flags whose value selects tests, as with go test -run.
+func expression(s string) error {
+	_, err := regexp.Compile(s)
+	return errors.WithStack(err)
+}
+
+// snapshot is for flags whose value is a state of Debian's archives.
+func snapshot(s string) error {
+	if _, err := time.Parse("20060102T150405Z", s); err != nil {
+		return errors.New("write it as 20261123T000000Z")
+	}
+	return nil
+}
+
+// checkRelease returns an error if the go command would take the version for a query.
+func checkRelease(version string) error {
+	if semver.Canonical(version) != version {
+		return errors.Errorf("%s is not a release: use vX.Y.Z", version)
+	}
+	return nil
 }
 
 // versionLine is what --version says: the version of this program, and the release

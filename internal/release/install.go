@@ -29,18 +29,21 @@ func installFiles(root, prefix string) ([]File, error) {
 	return contents, nil
 }
 
-// CheckPrefix returns an error if nothing can be installed below the prefix: units of
-// systemd name it.
-func CheckPrefix(prefix string) error {
+// CheckFolders returns an error if nothing can be installed below the prefix, because
+// units of systemd name it, or below destdir, which is optional.
+func CheckFolders(destdir, prefix string) error {
 	if !filepath.IsAbs(prefix) {
 		return errors.Errorf("prefix %q is not absolute", prefix)
+	}
+	if destdir != "" && !filepath.IsAbs(destdir) {
+		return errors.Errorf("destdir %q is not absolute", destdir)
 	}
 	return nil
 }
 
 // installation lists all files of an installation from the binaries in bin.
-func installation(root, bin, prefix string) ([]File, error) {
-	if err := CheckPrefix(prefix); err != nil {
+func installation(root, bin, destdir, prefix string) ([]File, error) {
+	if err := CheckFolders(destdir, prefix); err != nil {
 		return nil, err
 	}
 	contents, err := installFiles(root, filepath.Clean(prefix))
@@ -55,7 +58,7 @@ func installation(root, bin, prefix string) ([]File, error) {
 
 // Install installs what is in bin, the systemd units and the license.
 func Install(root, bin, destdir, prefix string) error {
-	contents, err := installation(root, bin, prefix)
+	contents, err := installation(root, bin, destdir, prefix)
 	if err != nil {
 		return err
 	}
@@ -76,7 +79,7 @@ func Install(root, bin, destdir, prefix string) error {
 
 // Uninstall removes what Install has installed.
 func Uninstall(root, destdir, prefix string) error {
-	contents, err := installation(root, "", prefix)
+	contents, err := installation(root, "", destdir, prefix)
 	if err != nil {
 		return err
 	}

@@ -51,4 +51,5 @@ func TestInstall(t *testing.T) {
 	require.Equal(t, []string{other}, left)
 
 	require.Error(t, Install(root, bin, dest, "relative"))
+	require.Error(t, Install(root, bin, "relative", "/opt/graphload"))
 }

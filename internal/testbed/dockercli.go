@@ -53,8 +53,8 @@ func (b *Builder) Docker(ctx context.Context, dir string, env []string, args ...
 	return string(dt), err
 }
 
-// EngineDemo are the scenarios of the demo on engines, by name.
-var EngineDemo = []string{"secret", "chain", "ssh", "docker-compose"}
+// engineDemo are the scenarios of the demo on engines, by name.
+var engineDemo = []string{"secret", "chain", "ssh", "docker-compose"}
 
 // EngineScenarios are builds with the docker command. They need an engine.
 var EngineScenarios = []Scenario{

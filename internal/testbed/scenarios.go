@@ -185,9 +185,26 @@ func FindScenarios(names []string) ([]Scenario, error) {
 	if len(names) == 0 {
 		return DemoScenarios, nil
 	}
+	for _, l := range EngineScenarios {
+		if slices.Contains(names, l.Name) {
+			return nil, errors.Errorf("scenario %q needs a Docker engine: use demo --engine", l.Name)
+		}
+	}
+	return find(names, Scenarios)
+}
+
+// FindEngineScenarios is FindScenarios for builds on Docker engines.
+func FindEngineScenarios(names []string) ([]Scenario, error) {
+	if len(names) == 0 {
+		names = engineDemo
+	}
+	return find(names, slices.Concat(Scenarios, EngineScenarios))
+}
+
+func find(names []string, scenarios []Scenario) ([]Scenario, error) {
 	known := map[string]Scenario{}
 	var all []string
-	for _, l := range slices.Concat(Scenarios, EngineScenarios) {
+	for _, l := range scenarios {
 		known[l.Name] = l
 		all = append(all, l.Name)
 	}
