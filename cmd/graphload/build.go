@@ -38,9 +38,11 @@ func buildCommand() *cli.Command {
 func buildxCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "buildx",
-		Usage: "build a static buildx that does not order linked targets itself into bin",
-		Description: "It relies on daemons that list the capability gateway.solve.load. With others it is the\n" +
-			"buildx of its release. To use it, install bin/buildx as ~/.docker/cli-plugins/docker-buildx.",
+		Usage: "build a static buildx into bin, which leaves the order of linked targets to the daemon",
+		Description: "With a daemon that lists the capability gateway.solve.load, this buildx evaluates linked\n" +
+			"targets in any order. With other daemons, it behaves as upstream's buildx of the same release.\n" +
+			"To use it, install bin/buildx as ~/.docker/cli-plugins/docker-buildx.",
+		CustomHelpTemplate: withoutRelease(),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if releaseFlag(cmd) != "" {
 				return errors.New("--release is one of BuildKit: buildx is built with the one that its go.mod requires")
@@ -68,6 +70,7 @@ func engineCommand() *cli.Command {
 			&cli.StringFlag{Name: "run", Validator: expression, Usage: "with --test or --conformance: only tests that match, as with go test -run"},
 			&cli.BoolFlag{Name: "no-build", Usage: "with --test or --conformance: use the binaries in bin as they are"},
 		},
+		CustomHelpTemplate: withoutRelease(),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if releaseFlag(cmd) != "" {
 				return errEngineRelease
@@ -170,6 +173,7 @@ func embedCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "undo", Usage: "remove the lines that embed added to go.mod"},
 		},
+		CustomHelpTemplate: withoutRelease(),
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if cmd.Args().Len() != 1 {
 				return errors.New("name one folder that has the go.mod of a program, as in graphload embed ../program")

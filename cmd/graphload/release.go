@@ -158,8 +158,10 @@ func releasesCommand() *cli.Command {
 func upgradeCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "upgrade",
-		Usage:     "try a release of BuildKit, and say what a person has to look at",
+		Usage:     "look for the seams in a release of BuildKit, test it, and list what needs your attention",
 		ArgsUsage: "vX.Y.Z",
+		Description: "If all seams are found and all tests pass, the release is added to seams.yaml and is\n" +
+			"supported from then on.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "seams-only", Usage: "only look for the seams: build and test nothing"},
 			&cli.BoolFlag{Name: "no-e2e", Usage: "without the end-to-end tests"},

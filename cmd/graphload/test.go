@@ -256,11 +256,11 @@ func soakCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "soak",
 		Usage: "run random graphs for hours",
-		Description: "10,000 graphs take about three hours of CPU time. The daemon syncs many small writes:\n" +
-			"with TMPDIR on a tmpfs, as /dev/shm, it uses less than half of its own.",
+		Description: "10,000 graphs take about three hours of CPU time. The daemon syncs many small writes.\n" +
+			"With TMPDIR on a tmpfs, such as /dev/shm, it uses less than half as much CPU time.",
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "graphs", Value: 10_000, Validator: atLeast(1), Usage: "random graphs"},
-			&cli.Uint64Flag{Name: "seed", Usage: "seed of the graphs, 0 for one of its own"},
+			&cli.Uint64Flag{Name: "seed", Usage: "seed of the graphs, 0 for a random seed"},
 			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Validator: moreThanZero, Usage: "how long many clients build random graphs"},
 			noBuildFlag(),
 		},
@@ -278,7 +278,7 @@ func soakCommand() *cli.Command {
 func dockerCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "docker",
-		Usage: "run the images in a Docker engine of its own: bake chained targets, upgrade a builder in place, rootless, mTLS and systemd",
+		Usage: "run the images in a temporary Docker engine: bake chained targets, upgrade a builder in place, rootless, mTLS and systemd",
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "runs of each scenario with each buildx"},
 			&cli.StringFlag{Name: "run", Value: "^(TestDocker.*|TestMutualTLS|TestSystemdUnits|TestSocketActivation)$", Validator: expression, Usage: "tests to run"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/graphload/graphload/internal/upstream"
@@ -90,6 +91,13 @@ func checkRelease(version string) error {
 		return errors.Errorf("%s is not a release: use vX.Y.Z", version)
 	}
 	return nil
+}
+
+// withoutRelease is the help of commands that refuse the flag release, which is the
+// only global one.
+func withoutRelease() string {
+	template, _, _ := strings.Cut(cli.CommandHelpTemplate, "{{if .VisiblePersistentFlags}}")
+	return template + "\n"
 }
 
 // versionLine is what --version says: the version of this program, and the release
