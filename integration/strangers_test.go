@@ -24,9 +24,11 @@ import (
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/pkg/errors"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
 )
 
 // A stranger is a build that solves the same steps as another one. Neither has received a
@@ -345,9 +347,20 @@ func (bed *strangerBed) beside(t *testing.T, flavor testbed.Flavor, own, strange
 	eg.SetLimit(4)
 	for _, n := range needs {
 		eg.Go(func() error {
-			start := time.Now()
-			seen, err := own.read(t.Context(), bed.clients[flavor], func(ctx context.Context, b peerBuild) (gateway.Reference, error) { return n.solve(ctx, b, false) })
-			took := time.Since(start)
+			var seen string
+			var err error
+			var took time.Duration
+			// Upstream's daemon sometimes says "context canceled" where a client refuses a
+			// local folder: the end of the stream cancels the transfer, which can return
+			// before the error of the stream does.
+			for range 5 {
+				start := time.Now()
+				seen, err = own.read(t.Context(), bed.clients[flavor], func(ctx context.Context, b peerBuild) (gateway.Reference, error) { return n.solve(ctx, b, false) })
+				took = time.Since(start)
+				if grpcerrors.Code(err) != codes.Canceled {
+					break
+				}
+			}
 			if err != nil {
 				seen = err.Error()
 			}
