@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/graphload/graphload/internal/gomod"
 	"github.com/pkg/errors"
@@ -48,7 +49,7 @@ func (b *Builder) Docker(ctx context.Context, dir string, env []string, args ...
 	}
 	cmd := command(ctx, docker, args...)
 	cmd.Dir = dir
-	cmd.Env = append(b.Command(ctx).Env, env...)
+	cmd.Env = slices.Concat(b.Command(ctx).Env, env)
 	dt, err := output(cmd)
 	return string(dt), err
 }
