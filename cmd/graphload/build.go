@@ -11,6 +11,7 @@ import (
 	"github.com/graphload/graphload/internal/engine"
 	"github.com/graphload/graphload/internal/release"
 	"github.com/graphload/graphload/internal/upstream"
+	"github.com/graphload/graphload/internal/usage"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -64,10 +65,10 @@ func engineCommand() *cli.Command {
 			unmodifiedFlag(),
 			&cli.StringFlag{Name: "version", Value: engine.DefaultVersion, Usage: "release of the module " + engine.Module},
 			&cli.BoolFlag{Name: "test", Usage: "build both, test chained targets on upstream's engine and on this one, and write the table of the engine"},
-			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "with --test: runs of each scenario with each buildx"},
+			&cli.IntFlag{Name: "runs", Value: 10, Validator: usage.AtLeast(1), Usage: "with --test: runs of each scenario with each buildx"},
 			&cli.BoolFlag{Name: "conformance", Usage: "build both, run the engine's own tests of builds with both, and compare each test"},
-			&cli.IntFlag{Name: "retries", Value: 3, Validator: atLeast(0), Usage: "with --conformance: how often tests that differ are run again"},
-			&cli.StringFlag{Name: "run", Validator: expression, Usage: "with --test or --conformance: only tests that match, as with go test -run"},
+			&cli.IntFlag{Name: "retries", Value: 3, Validator: usage.AtLeast(0), Usage: "with --conformance: how often tests that differ are run again"},
+			&cli.StringFlag{Name: "run", Validator: usage.Expression, Usage: "with --test or --conformance: only tests that match, as with go test -run"},
 			&cli.BoolFlag{Name: "no-build", Usage: "with --test or --conformance: use the binaries in bin as they are"},
 		},
 		CustomHelpTemplate: withoutRelease(),
@@ -80,7 +81,7 @@ func engineCommand() *cli.Command {
 				return err
 			}
 			version, test, conformance := cmd.String("version"), cmd.Bool("test"), cmd.Bool("conformance")
-			if err := checkRelease(version); err != nil {
+			if err := usage.CheckRelease(version); err != nil {
 				return err
 			}
 			switch {

@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/graphload/graphload/internal/assemble"
 	"github.com/graphload/graphload/internal/build"
 	"github.com/graphload/graphload/internal/upstream"
+	"github.com/graphload/graphload/internal/usage"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -56,7 +59,7 @@ func run() error {
 		}
 		app.Commands = append(app.Commands, category.commands...)
 	}
-	strict(app)
+	usage.Strict(app)
 	return app.Run(ctx, os.Args)
 }
 
@@ -111,4 +114,29 @@ func plan(ctx context.Context, cmd *cli.Command, write bool) (*assemble.Tree, er
 		return build.Tree(ctx, opt)
 	}
 	return assemble.Plan(ctx, opt)
+}
+
+// withoutRelease is the help of commands that refuse the flag release, which is the
+// only global one.
+func withoutRelease() string {
+	template, _, _ := strings.Cut(cli.CommandHelpTemplate, "{{if .VisiblePersistentFlags}}")
+	return template + "\n"
+}
+
+// versionLine is what --version says: the version of this program, and the release
+// that it is for by default.
+func versionLine() string {
+	program := "(unknown)"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		program = info.Main.Version
+	}
+	root, err := upstream.Root()
+	if err != nil {
+		return program
+	}
+	release, err := upstream.DefaultVersion(root)
+	if err != nil {
+		return program
+	}
+	return fmt.Sprintf("%s for BuildKit %s", program, release)
 }

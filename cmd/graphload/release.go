@@ -11,6 +11,7 @@ import (
 	"github.com/graphload/graphload/internal/progress"
 	"github.com/graphload/graphload/internal/release"
 	"github.com/graphload/graphload/internal/upgrade"
+	"github.com/graphload/graphload/internal/usage"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -23,7 +24,7 @@ func distCommand() *cli.Command {
 			outputFlag("dist", "folder to write to; an earlier release in it is removed"),
 			&cli.BoolFlag{Name: "no-image", Usage: "without images: no daemon is started"},
 			&cli.BoolFlag{Name: "no-engine", Usage: "without the Docker engine"},
-			&cli.StringFlag{Name: "debian-snapshot", Validator: snapshot, Usage: "state of Debian's archives for the images, as 20261123T000000Z (default: the current one)"},
+			&cli.StringFlag{Name: "debian-snapshot", Validator: usage.Snapshot, Usage: "state of Debian's archives for the images, as 20261123T000000Z (default: the current one)"},
 			&cli.BoolFlag{Name: "check", Usage: "do it again in a second folder, with an empty build cache, and compare"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -176,7 +177,7 @@ func upgradeCommand() *cli.Command {
 			}
 			u := upgrade.Options{Options: opt, From: opt.Version, SeamsOnly: cmd.Bool("seams-only"), E2E: !cmd.Bool("no-e2e")}
 			u.Version = cmd.Args().First()
-			if err := checkRelease(u.Version); err != nil {
+			if err := usage.CheckRelease(u.Version); err != nil {
 				return err
 			}
 			return upgrade.Run(ctx, os.Stdout, u)

@@ -24,6 +24,7 @@ import (
 	"github.com/graphload/graphload/internal/progress"
 	"github.com/graphload/graphload/internal/testbed"
 	"github.com/graphload/graphload/internal/upstream"
+	"github.com/graphload/graphload/internal/usage"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 )
@@ -96,8 +97,8 @@ func demoCommand() *cli.Command {
 		Name:  "demo",
 		Usage: "bake chained targets with buildx on upstream's daemon and on this one: what passes, and how long it takes",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(0), Usage: "runs of each scenario with each buildx on each daemon, 0 for no such table"},
-			&cli.IntFlag{Name: "rounds", Value: 5, Validator: atLeast(0), Usage: "runs for the wall times of a chain and a diamond, 0 for no such table"},
+			&cli.IntFlag{Name: "runs", Value: 10, Validator: usage.AtLeast(0), Usage: "runs of each scenario with each buildx on each daemon, 0 for no such table"},
+			&cli.IntFlag{Name: "rounds", Value: 5, Validator: usage.AtLeast(0), Usage: "runs for the wall times of a chain and a diamond, 0 for no such table"},
 			&cli.StringSliceFlag{Name: "buildx", Value: []string{"v0.29.1", "v0.35.0"}, Usage: "versions of buildx for the scenarios"},
 			&cli.StringSliceFlag{Name: "scenario", Usage: "scenarios to run, by name (default: secret, chain, ssh)"},
 			&cli.StringFlag{Name: "only", Usage: "one daemon only: upstream or graphload"},
@@ -216,12 +217,12 @@ func integrationCommand() *cli.Command {
 		Name:  "integration",
 		Usage: "run all end-to-end tests and write the table of clients",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "runs of each bake with each buildx on each daemon"},
+			&cli.IntFlag{Name: "runs", Value: 10, Validator: usage.AtLeast(1), Usage: "runs of each bake with each buildx on each daemon"},
 			&cli.StringSliceFlag{Name: "buildx", Value: testbed.BuildxVersions(), Usage: "versions of buildx"},
 			&cli.StringSliceFlag{Name: "scenario", Usage: "only these scenarios, by name; the other rows of the table stay as they are"},
-			&cli.IntFlag{Name: "graphs", Value: 300, Validator: atLeast(0), Usage: "random graphs"},
-			&cli.IntFlag{Name: "chains", Value: 200, Validator: atLeast(1), Usage: "chains that are built at once"},
-			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Validator: moreThanZero, Usage: "how long many clients build random graphs"},
+			&cli.IntFlag{Name: "graphs", Value: 300, Validator: usage.AtLeast(0), Usage: "random graphs"},
+			&cli.IntFlag{Name: "chains", Value: 200, Validator: usage.AtLeast(1), Usage: "chains that are built at once"},
+			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Validator: usage.MoreThanZero, Usage: "how long many clients build random graphs"},
 			&cli.BoolFlag{Name: "table-only", Usage: "only what is in the table, without the other tests"},
 			noBuildFlag(),
 			outputFlag(filepath.Join("docs", "compatibility.md"), "file for the table; build has the one of the same name with .json"),
@@ -259,9 +260,9 @@ func soakCommand() *cli.Command {
 		Description: "10,000 graphs take about three hours of CPU time. The daemon syncs many small writes.\n" +
 			"With TMPDIR on a tmpfs, such as /dev/shm, it uses less than half as much CPU time.",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "graphs", Value: 10_000, Validator: atLeast(1), Usage: "random graphs"},
+			&cli.IntFlag{Name: "graphs", Value: 10_000, Validator: usage.AtLeast(1), Usage: "random graphs"},
 			&cli.Uint64Flag{Name: "seed", Usage: "seed of the graphs, 0 for a random seed"},
-			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Validator: moreThanZero, Usage: "how long many clients build random graphs"},
+			&cli.DurationFlag{Name: "duration", Value: 5 * time.Minute, Validator: usage.MoreThanZero, Usage: "how long many clients build random graphs"},
 			noBuildFlag(),
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -280,8 +281,8 @@ func dockerCommand() *cli.Command {
 		Name:  "docker",
 		Usage: "run the images in a temporary Docker engine: bake chained targets, upgrade a builder in place, rootless, mTLS and systemd",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "runs", Value: 10, Validator: atLeast(1), Usage: "runs of each scenario with each buildx"},
-			&cli.StringFlag{Name: "run", Value: "^(TestDocker.*|TestMutualTLS|TestSystemdUnits|TestSocketActivation)$", Validator: expression, Usage: "tests to run"},
+			&cli.IntFlag{Name: "runs", Value: 10, Validator: usage.AtLeast(1), Usage: "runs of each scenario with each buildx"},
+			&cli.StringFlag{Name: "run", Value: "^(TestDocker.*|TestMutualTLS|TestSystemdUnits|TestSocketActivation)$", Validator: usage.Expression, Usage: "tests to run"},
 			noBuildFlag(),
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -362,10 +363,10 @@ func conformanceCommand() *cli.Command {
 		Usage: "run upstream's own tests with both daemons and compare each test",
 		Flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "suite", Usage: "folders of packages: " + strings.Join(conformance.Suites, ", ") + " (default: all)"},
-			&cli.StringFlag{Name: "run", Validator: expression, Usage: "only tests that match, as with go test -run"},
+			&cli.StringFlag{Name: "run", Validator: usage.Expression, Usage: "only tests that match, as with go test -run"},
 			&cli.StringFlag{Name: "worker", Value: "oci", Usage: "worker of the daemons: " + strings.Join(conformance.Workers, " or ")},
-			&cli.IntFlag{Name: "retries", Value: 3, Validator: atLeast(0), Usage: "how often tests that differ are run again"},
-			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Hour, Validator: moreThanZero, Usage: "for the tests of one package"},
+			&cli.IntFlag{Name: "retries", Value: 3, Validator: usage.AtLeast(0), Usage: "how often tests that differ are run again"},
+			&cli.DurationFlag{Name: "timeout", Value: 2 * time.Hour, Validator: usage.MoreThanZero, Usage: "for the tests of one package"},
 			&cli.BoolFlag{Name: "race", Usage: "use daemons with the race detector"},
 			noBuildFlag(),
 			outputFlag("", "folder for the reports (default: one in build/conformance, for what is selected by the other flags)"),
@@ -439,7 +440,7 @@ func benchCommand() *cli.Command {
 		Name:  "bench",
 		Usage: "compare the cost of lazy solves with upstream's daemon",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "rounds", Value: 15, Validator: atLeast(1), Usage: "measurements of each row on each daemon, at least"},
+			&cli.IntFlag{Name: "rounds", Value: 15, Validator: usage.AtLeast(1), Usage: "measurements of each row on each daemon, at least"},
 			&cli.StringSliceFlag{Name: "row", Usage: "rows to measure, by a part of their name (default: all)"},
 			outputFlag("build/bench", "folder for the measurements in the format of benchstat and the table"),
 			noBuildFlag(),
@@ -492,7 +493,7 @@ func clientsCommand() *cli.Command {
 		Name:  "clients",
 		Usage: "compare a client that orders evaluations itself with one that relies on the daemon",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "rounds", Value: 5, Validator: atLeast(1), Usage: "runs of each client"},
+			&cli.IntFlag{Name: "rounds", Value: 5, Validator: usage.AtLeast(1), Usage: "runs of each client"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			return bench.CompareClients(ctx, os.Stdout, cmd.Int("rounds"))
@@ -505,7 +506,7 @@ func fuzzCommand() *cli.Command {
 		Name:  "fuzz",
 		Usage: "run the fuzz targets one after another",
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "time", Value: 5 * time.Minute, Validator: moreThanZero, Usage: "how long each of them runs"},
+			&cli.DurationFlag{Name: "time", Value: 5 * time.Minute, Validator: usage.MoreThanZero, Usage: "how long each of them runs"},
 			&cli.StringSliceFlag{Name: "target", Usage: "targets to run (default: all)"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {

@@ -1,22 +1,20 @@
-package main
+// Package usage checks calls of commands: each mistake ends with one line, before
+// anything is installed or changed.
+package usage
 
 import (
 	"context"
-	"fmt"
 	"regexp"
-	"runtime/debug"
-	"strings"
 	"time"
 
-	"github.com/graphload/graphload/internal/upstream"
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/mod/semver"
 )
 
-// strict has every mistake in a call end with one line. Otherwise the help comes with
+// Strict has every mistake in a call end with one line. Otherwise the help comes with
 // it, and arguments that no command reads are ignored.
-func strict(app *cli.Command) {
+func Strict(app *cli.Command) {
 	app.OnUsageError = usageError
 	app.Action = func(_ context.Context, cmd *cli.Command) error {
 		if cmd.Args().Present() {
@@ -53,8 +51,8 @@ func usageError(_ context.Context, _ *cli.Command, err error, _ bool) error {
 	return err
 }
 
-// atLeast is for flags whose value is a number of something.
-func atLeast(least int) func(int) error {
+// AtLeast is for flags whose value is a number of something.
+func AtLeast(least int) func(int) error {
 	return func(n int) error {
 		if n < least {
 			return errors.Errorf("it must be at least %d", least)
@@ -63,57 +61,32 @@ func atLeast(least int) func(int) error {
 	}
 }
 
-// moreThanZero is for flags whose value is a time.
-func moreThanZero(d time.Duration) error {
+// MoreThanZero is for flags whose value is a time.
+func MoreThanZero(d time.Duration) error {
 	if d <= 0 {
 		return errors.New("it must be more than 0")
 	}
 	return nil
 }
 
-// expression is for flags whose value selects tests, as with go test -run.
-func expression(s string) error {
+// Expression is for flags whose value selects tests, as with go test -run.
+func Expression(s string) error {
 	_, err := regexp.Compile(s)
 	return errors.WithStack(err)
 }
 
-// snapshot is for flags whose value is a state of Debian's archives.
-func snapshot(s string) error {
+// Snapshot is for flags whose value is a state of Debian's archives.
+func Snapshot(s string) error {
 	if _, err := time.Parse("20060102T150405Z", s); err != nil {
 		return errors.New("write it as 20261123T000000Z")
 	}
 	return nil
 }
 
-// checkRelease returns an error if the go command would take the version for a query.
-func checkRelease(version string) error {
+// CheckRelease returns an error if the go command would take the version for a query.
+func CheckRelease(version string) error {
 	if semver.Canonical(version) != version {
 		return errors.Errorf("%s is not a release: use vX.Y.Z", version)
 	}
 	return nil
-}
-
-// withoutRelease is the help of commands that refuse the flag release, which is the
-// only global one.
-func withoutRelease() string {
-	template, _, _ := strings.Cut(cli.CommandHelpTemplate, "{{if .VisiblePersistentFlags}}")
-	return template + "\n"
-}
-
-// versionLine is what --version says: the version of this program, and the release
-// that it is for by default.
-func versionLine() string {
-	program := "(unknown)"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		program = info.Main.Version
-	}
-	root, err := upstream.Root()
-	if err != nil {
-		return program
-	}
-	release, err := upstream.DefaultVersion(root)
-	if err != nil {
-		return program
-	}
-	return fmt.Sprintf("%s for BuildKit %s", program, release)
 }
