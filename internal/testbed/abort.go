@@ -13,22 +13,22 @@ var aborts struct {
 	funcs []func() error
 }
 
-// OnAbort has Abort call f, which must do nothing when it has nothing to do
-// any more.
+// OnAbort makes Abort call f. If there is nothing left to clean up, f must do
+// nothing.
 func OnAbort(f func() error) {
 	aborts.mu.Lock()
 	defer aborts.mu.Unlock()
 	aborts.funcs = append(aborts.funcs, f)
 }
 
-// Abort ends and removes everything that has been started and not been closed,
-// the newest first. It is for a test binary that is interrupted: that ends
-// without the cleanups of its tests.
+// Abort ends and removes everything that was started and not closed, newest first.
+// It is for a test binary that is interrupted, which exits without running the
+// cleanups of its tests.
 func Abort() {
 	aborts.mu.Lock()
 	defer aborts.mu.Unlock()
 	for _, f := range slices.Backward(aborts.funcs) {
-		f() //nolint:errcheck // the rest can be removed all the same
+		f() //nolint:errcheck // go on and remove the rest
 	}
 }
 

@@ -21,8 +21,8 @@ type Activated struct {
 	cgroup  *cgroup
 }
 
-// StartActivated has systemd-socket-activate listen in place of a daemon. It
-// must be closed.
+// StartActivated has systemd-socket-activate listen in place of a daemon. The
+// caller must close the result.
 func StartActivated(ctx context.Context, activate string, flavor Flavor) (_ *Activated, retErr error) {
 	bin, err := Binary(flavor, "buildkitd")
 	if err != nil {
@@ -66,12 +66,13 @@ func StartActivated(ctx context.Context, activate string, flavor Flavor) (_ *Act
 	return a, nil
 }
 
-// Log returns what was logged.
+// Log returns the log of systemd-socket-activate and of the daemon.
 func (a *Activated) Log() string {
 	return tail(a.log, -1)
 }
 
-// Close ends the daemon, or who listens in its place, and removes its folder.
+// Close ends the daemon, or systemd-socket-activate in its place, and removes the
+// folder.
 func (a *Activated) Close() error {
 	return cmp.Or(closeProcess(a.process, a.dir), a.cgroup.remove())
 }

@@ -25,7 +25,7 @@ type Authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-// Identity is a certificate with its key.
+// Identity is a certificate and its key.
 type Identity struct {
 	Cert, Key string // files
 }
@@ -64,7 +64,7 @@ func (a *Authority) write(name string, key *ecdsa.PrivateKey) (string, error) {
 	return writePEM(filepath.Join(a.dir, name+".pem"), "CERTIFICATE", der)
 }
 
-// Issue issues a certificate that serves both sides.
+// Issue issues a certificate for use by servers and clients.
 func (a *Authority) Issue(name string) (*Identity, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

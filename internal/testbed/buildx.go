@@ -10,11 +10,11 @@ import (
 	"github.com/pkg/errors"
 )
 
-// builderName is what buildx calls a builder with the remote driver.
+// builderName is the name in buildx of a builder with the remote driver.
 const builderName = "testbed"
 
-// Builder is a buildx of some version connected to a daemon, with a
-// configuration and credentials of its own.
+// Builder is a version of buildx that is connected to a daemon, with its own
+// configuration and credentials.
 type Builder struct {
 	Version string
 	Config  string // folder of config.json, DOCKER_CONFIG
@@ -24,18 +24,18 @@ type Builder struct {
 	env    []string // added to the environment of buildx
 	remove string   // builder whose containers are removed by Close
 
-	// forward has the daemon reach services of this machine, if it does not anyway
+	// forward lets the daemon reach services of this machine; nil if it can already
 	forward func(ctx context.Context, addrs ...string) error
 }
 
-// NewBuilder connects a version of buildx to a daemon through the remote
-// driver. It must be closed.
+// NewBuilder connects a version of buildx to a daemon through the remote driver. The
+// caller must close it.
 func NewBuilder(ctx context.Context, version string, d *Daemon) (*Builder, error) {
 	return NewRemoteBuilder(ctx, version, d.Addr)
 }
 
-// NewRemoteBuilder connects a version of buildx to an address through the
-// remote driver, with options of the driver. It must be closed.
+// NewRemoteBuilder connects a version of buildx to an address through the remote
+// driver, with options of the driver. The caller must close it.
 func NewRemoteBuilder(ctx context.Context, version, addr string, options ...string) (_ *Builder, retErr error) {
 	b, err := newBuilder(ctx, version)
 	if err != nil {
@@ -56,7 +56,7 @@ func NewRemoteBuilder(ctx context.Context, version, addr string, options ...stri
 	return b, nil
 }
 
-// newBuilder returns a buildx that is connected to nothing yet.
+// newBuilder returns a buildx that is not connected yet.
 func newBuilder(ctx context.Context, version string, env ...string) (*Builder, error) {
 	bin, err := Buildx(ctx, version)
 	if err != nil {
@@ -74,8 +74,8 @@ func newBuilder(ctx context.Context, version string, env ...string) (*Builder, e
 	return b, nil
 }
 
-// Command is a call of buildx that sees nothing of the environment of this
-// process. It is interrupted when ctx is done.
+// Command returns a call of buildx that inherits only PATH from the environment. It
+// is interrupted when ctx is done.
 func (b *Builder) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := command(ctx, b.buildx, args...)
 	cmd.Env = []string{
@@ -84,16 +84,16 @@ func (b *Builder) Command(ctx context.Context, args ...string) *exec.Cmd {
 		"TMPDIR=" + b.dir,
 		"BUILDX_CONFIG=" + filepath.Join(b.dir, "buildx"),
 		"DOCKER_CONFIG=" + b.Config,
-		// newer releases ask before they read files or forward an agent, older
-		// ones do not know the flag that answers
+		// newer releases ask before they read files or forward an agent, and older
+		// releases do not know the flag that answers
 		"BUILDX_BAKE_ENTITLEMENTS_FS=0",
 	}
 	cmd.Env = append(cmd.Env, b.env...)
 	return cmd
 }
 
-// Output runs buildx in a folder, with more in its environment, and returns what
-// it printed. In an error that is part of it.
+// Output runs buildx in the folder dir, with env added to its environment, and
+// returns its output. An error includes the output.
 func (b *Builder) Output(ctx context.Context, dir string, env []string, args ...string) (string, error) {
 	cmd := b.Command(ctx, args...)
 	cmd.Dir = dir
@@ -114,7 +114,7 @@ func (b *Builder) BakeLog(ctx context.Context, file string, env []string, args .
 	return b.Output(ctx, filepath.Dir(file), env, args...)
 }
 
-// Close removes the configuration, and what buildx has started.
+// Close removes the configuration, and the containers that buildx started.
 func (b *Builder) Close() error {
 	var err error
 	if b.remove != "" {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroup is the parent of the cgroups of a daemon's steps. A step outlives a
-// daemon that is killed, and runc leaves the cgroup of a step that was.
+// cgroup is the parent of the cgroups of a daemon's steps. A step outlives a daemon
+// that is killed, and runc leaves the cgroup of a step that is killed.
 type cgroup struct {
 	name string
 }
@@ -35,7 +35,7 @@ func (c *cgroup) dirs() []string {
 	return dirs
 }
 
-// remove kills what is left in the cgroup and removes it.
+// remove kills the processes left in the cgroup and removes it.
 func (c *cgroup) remove() error {
 	for _, root := range c.dirs() {
 		var subs []string

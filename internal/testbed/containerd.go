@@ -12,7 +12,7 @@ import (
 	"github.com/pkg/errors"
 )
 
-// containerd is one in a mount namespace of its own.
+// containerd is a containerd process in its own mount namespace.
 type containerd struct {
 	socket  string
 	process *process
@@ -30,8 +30,9 @@ func startContainerd(ctx context.Context, dir string) (*containerd, error) {
 	return runContainerd(ctx, dir, filepath.Join(dir, "root"), 2, filepath.Join(docker, "usr/bin/containerd"), dockerEnv(docker), 0)
 }
 
-// runContainerd starts a containerd that keeps what it stores in root, and everything
-// else in dir. Its log is there, too. More namespaces can be unshared for it.
+// runContainerd starts a containerd that stores its data in root, and everything
+// else, including its log, in dir. It unshares the mount namespace and the given
+// namespaces.
 func runContainerd(ctx context.Context, dir, root string, configVersion int, bin string, env []string, namespaces uintptr) (_ *containerd, retErr error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, errors.WithStack(err)

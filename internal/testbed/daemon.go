@@ -20,11 +20,11 @@ import (
 	"github.com/pkg/errors"
 )
 
-// DaemonOptions are how a daemon differs from one with an OCI worker on a
-// folder of its own.
+// DaemonOptions configure a daemon. By default, it has an OCI worker and keeps its
+// state in a temporary folder.
 type DaemonOptions struct {
 	Flavor      Flavor
-	Containerd  bool     // worker on a containerd of its own, see FetchDocker
+	Containerd  bool     // worker on a containerd for this daemon alone, see FetchDocker
 	Root        string   // of the daemon, a temporary one by default
 	Snapshotter string   // overlayfs by default
 	Args        []string // added to the command line
@@ -34,8 +34,8 @@ type DaemonOptions struct {
 	Quiet       bool     // without debug messages in the log
 }
 
-// Daemon is a running buildkitd. Its steps use the network of the host. It
-// collects no garbage: that depends on how full the disk of the machine is.
+// Daemon is a running buildkitd. Its steps use the network of the host. Garbage
+// collection is off, because it depends on how full the disk of the machine is.
 type Daemon struct {
 	Flavor    Flavor
 	Addr      string // unix://
@@ -49,11 +49,10 @@ type Daemon struct {
 	dir        string
 }
 
-// startTimeout is how long a daemon may take until it listens, on a loaded machine as
-// well.
+// startTimeout bounds the time until a daemon listens, even on a loaded machine.
 const startTimeout = 2 * time.Minute
 
-// StartDaemon starts a daemon and returns when it listens. It must be closed.
+// StartDaemon starts a daemon and returns when it listens. The caller must close it.
 func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr error) {
 	bin, err := Binary(opt.Flavor, "buildkitd")
 	if err != nil {
@@ -118,7 +117,7 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 		fmt.Sprintf("--%s-worker-snapshotter=%s", worker, opt.Snapshotter), "--cdi-disabled=true", fmt.Sprintf("--debug=%t", !opt.Quiet),
 	}, opt.Args)
 	if d.containerd != nil {
-		// it mounts what containerd has to find
+		// containerd must see the mounts of the daemon
 		args = slices.Concat([]string{"--target", strconv.Itoa(d.containerd.process.cmd.Process.Pid), "--mount", bin}, args,
 			[]string{"--containerd-worker-addr", d.containerd.socket})
 		bin = "nsenter"
@@ -127,7 +126,7 @@ func StartDaemon(ctx context.Context, opt DaemonOptions) (_ *Daemon, retErr erro
 	cmd.Env = slices.Concat(os.Environ(), []string{"TMPDIR=" + tmp, "NOTIFY_SOCKET=" + ready.path}, opt.Env)
 	cmd.Stdout, cmd.Stderr = log, log
 	if d.containerd == nil {
-		// with a mount namespace of its own, its mounts end with it even when it
+		// in its own mount namespace, mounts of the daemon end with it even if it
 		// is killed
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	}
@@ -157,7 +156,7 @@ func (d *Daemon) Signal(sig os.Signal) error {
 	return errors.WithStack(d.process.cmd.Process.Signal(sig))
 }
 
-// Done is closed when the daemon has ended.
+// Done returns a channel that is closed when the daemon ends.
 func (d *Daemon) Done() <-chan struct{} {
 	return d.process.done
 }
@@ -180,7 +179,7 @@ func tail(path string, n int) string {
 	return strings.Join(lines, "\n")
 }
 
-// SaveLog copies the log to a file that is there after Close.
+// SaveLog copies the log to a file that Close does not remove.
 func (d *Daemon) SaveLog(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return errors.WithStack(err)
@@ -188,8 +187,8 @@ func (d *Daemon) SaveLog(path string) error {
 	return files.Copy(d.LogPath, path, 0o644)
 }
 
-// Stop ends the daemon and what it left running, and keeps its root. A daemon
-// that does not end by itself is killed and reported.
+// Stop ends the daemon and the processes that it left running, and keeps its root.
+// If the daemon does not end after SIGTERM, Stop kills it and returns an error.
 func (d *Daemon) Stop() error {
 	err := d.process.stop()
 	if d.containerd != nil {
@@ -198,8 +197,8 @@ func (d *Daemon) Stop() error {
 	return cmp.Or(err, d.cgroup.remove())
 }
 
-// Close stops the daemon and removes its folders, other than a root that was
-// given to it.
+// Close stops the daemon and removes its folders, except for a root from
+// DaemonOptions.
 func (d *Daemon) Close() error {
 	return cmp.Or(d.Stop(), errors.WithStack(os.RemoveAll(d.dir)))
 }

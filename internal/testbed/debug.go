@@ -12,7 +12,7 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Debug returns what a debug handler of the daemon answers.
+// Debug returns the answer of a debug handler of the daemon.
 func (d *Daemon) Debug(ctx context.Context, path string) (string, error) {
 	tr := &http.Transport{
 		DisableKeepAlives: true,
@@ -33,9 +33,9 @@ func (d *Daemon) Debug(ctx context.Context, path string) (string, error) {
 	return string(dt), errors.WithStack(err)
 }
 
-// Heap collects the garbage of the daemon and returns the bytes that are in use.
+// Heap runs the garbage collector of the daemon and returns the bytes in use.
 func (d *Daemon) Heap(ctx context.Context) (float64, error) {
-	// pools give back what they hold at the second collection
+	// a sync.Pool drops its content at the second collection
 	if _, err := d.Debug(ctx, "/debug/gc"); err != nil {
 		return 0, err
 	}

@@ -16,16 +16,16 @@ import (
 	"github.com/pkg/errors"
 )
 
-// dockerStartTimeout is how long an engine may take until it answers.
+// dockerStartTimeout bounds the time until an engine answers.
 const dockerStartTimeout = time.Minute
 
-// dockerDir is the folder that Debian's Docker engine is unpacked to. Nothing is
-// installed, so no service is started and what is on the machine stays as it is.
+// dockerDir returns the folder that FetchDocker unpacks Debian's Docker engine to.
+// It installs nothing, so no service starts and the machine stays as it is.
 func dockerDir() (string, error) {
 	return files.CacheDir("docker")
 }
 
-// HasDocker tells if the engine has been fetched.
+// HasDocker reports whether FetchDocker has fetched the engine.
 func HasDocker() bool {
 	dir, err := dockerDir()
 	if err != nil {
@@ -35,7 +35,7 @@ func HasDocker() bool {
 	return err == nil
 }
 
-// FetchDocker fetches the Docker engine of Debian, if it is not there.
+// FetchDocker fetches the Docker engine of Debian, unless it is there already.
 func FetchDocker(ctx context.Context) error {
 	if HasDocker() {
 		return nil
@@ -44,7 +44,7 @@ func FetchDocker(ctx context.Context) error {
 	return err
 }
 
-// dockerEnv is the environment of what is in dockerDir.
+// dockerEnv returns the environment for programs in dockerDir.
 func dockerEnv(dir string) []string {
 	return []string{
 		"PATH=" + strings.Join([]string{filepath.Join(dir, "usr/sbin"), filepath.Join(dir, "usr/bin"), filepath.Join(dir, "sbin"), os.Getenv("PATH")}, ":"),
@@ -52,8 +52,7 @@ func dockerEnv(dir string) []string {
 	}
 }
 
-// Docker is a running Docker engine. It has no network of its own: containers
-// use the one of the host.
+// Docker is a running Docker engine. Its containers use the network of the host.
 type Docker struct {
 	Host    string // unix://
 	LogPath string
@@ -66,8 +65,8 @@ type Docker struct {
 	cgroup  *cgroup
 }
 
-// StartDocker starts an engine with all of its state in a folder of its own.
-// It must be closed.
+// StartDocker starts an engine that keeps all of its state in a temporary folder.
+// The caller must close it.
 func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
 	bin, err := dockerDir()
 	if err != nil {
@@ -112,7 +111,7 @@ func StartDocker(ctx context.Context) (_ *Docker, retErr error) {
 		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", d.Cgroup, "--init-path", initPath, "--storage-driver", "overlay2")
 	cmd.Env = d.env
 	cmd.Stdout, cmd.Stderr = log, log
-	// mounts end with the engine even when it is killed
+	// in its own mount namespace, mounts of the engine end with it even if it is killed
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	if d.process, err = start(cmd); err != nil {
 		return nil, err
@@ -129,7 +128,7 @@ func buildFitruntime(ctx context.Context, path string) error {
 	return err
 }
 
-// findFile returns the path of the file of a name below dir.
+// findFile returns the path of the file with the given name below dir.
 func findFile(dir, name string) (found string, _ error) {
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && !e.IsDir() && e.Name() == name {
@@ -143,7 +142,7 @@ func findFile(dir, name string) (found string, _ error) {
 	return found, errors.WithStack(err)
 }
 
-// Run runs the docker command, and returns what it printed.
+// Run runs the docker command and returns its output.
 func (d *Docker) Run(ctx context.Context, args ...string) (string, error) {
 	cmd := command(ctx, filepath.Join(d.bin, "usr/bin/docker"), args...)
 	cmd.Env = d.env
@@ -152,8 +151,8 @@ func (d *Docker) Run(ctx context.Context, args ...string) (string, error) {
 }
 
 // NewBuilder creates a builder with the docker-container driver from an image
-// that has been loaded. Closing it keeps the volume with its state, which the
-// next builder of the same name uses.
+// that the engine has loaded. Closing the builder keeps the volume with its state,
+// which the next builder of the same name uses.
 func (d *Docker) NewBuilder(ctx context.Context, version, name, image string) (_ *Builder, retErr error) {
 	b, err := newBuilder(ctx, version, "DOCKER_HOST="+d.Host)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 // dockerVersion is the release of the docker command that builds on engines.
 const dockerVersion = "v29.8.2"
 
-// DockerBinary returns the path of an unmodified docker command. It is built when it
-// is used for the first time, and kept in the cache folder of the user.
+// DockerBinary returns the path of an unmodified docker command. The first call
+// builds it into the cache folder of the user.
 func DockerBinary(ctx context.Context) (string, error) {
 	return gomod.Tool{
 		Module:  gomod.Module{Path: "github.com/docker/cli", Version: dockerVersion + "+incompatible", Sum: "h1:2zgdFuoFst2T80oS42vhKGxkd0JRo305eIEKTsxR7pQ="},
@@ -24,8 +24,9 @@ func DockerBinary(ctx context.Context) (string, error) {
 	}.Install(ctx)
 }
 
-// Docker runs the docker command with buildx and compose as its plugins, in a folder
-// and with more in its environment. It returns what the command printed.
+// Docker runs the docker command with buildx and compose as its plugins, in the
+// folder dir and with env added to its environment. It returns the output of the
+// command.
 func (b *Builder) Docker(ctx context.Context, dir string, env []string, args ...string) (string, error) {
 	if b.forward == nil {
 		return "", errors.New("the docker command needs a Docker engine")
@@ -54,7 +55,7 @@ func (b *Builder) Docker(ctx context.Context, dir string, env []string, args ...
 	return string(dt), err
 }
 
-// engineDemo are the scenarios of the demo on engines, by name.
+// engineDemo names the scenarios of the demo on engines.
 var engineDemo = []string{"secret", "chain", "ssh", "docker-compose"}
 
 // EngineScenarios are builds with the docker command. They need an engine.
@@ -69,7 +70,7 @@ var EngineScenarios = []Scenario{
 	{
 		Name:    "docker-compose",
 		About:   "docker compose build: additional_contexts with service:base, which has a secret, on two platforms",
-		since:   "v0.17.0", // asked for by compose
+		since:   "v0.17.0", // which compose requires
 		secrets: []string{"TOKEN"},
 		prepare: func(_ context.Context, p *Project) error { return p.writeFile("compose.yaml", "compose.yaml") },
 		run: func(ctx context.Context, p *Project, b *Builder, r run) error {

@@ -17,8 +17,8 @@ import (
 )
 
 // SaveLogin saves a login in a configuration folder of Docker, DOCKER_CONFIG, as
-// docker login does: with the credential helper of that configuration, if it has
-// one.
+// docker login does: with the credential helper that the configuration names, if
+// any.
 func SaveLogin(dir string, login types.AuthConfig) error {
 	cfg, err := config.Load(dir)
 	if err != nil {
@@ -32,8 +32,8 @@ func (r *Registry) Login(dir, user string) error {
 	return SaveLogin(dir, types.AuthConfig{ServerAddress: r.Host, Username: user, Password: r.opt.Users[user]})
 }
 
-// LoginIdentity is Login with an identity token, which the server of the registry
-// issues to clients that log in.
+// LoginIdentity is Login with an identity token, which the token server of the
+// registry issues to clients that log in.
 func (r *Registry) LoginIdentity(ctx context.Context, dir, user string) error {
 	form := url.Values{
 		"grant_type": {"password"}, "username": {user}, "password": {r.opt.Users[user]},
@@ -58,11 +58,12 @@ func (r *Registry) LoginIdentity(ctx context.Context, dir, user string) error {
 	return SaveLogin(dir, types.AuthConfig{ServerAddress: r.Host, Username: user, IdentityToken: token.Identity})
 }
 
-// configDir is the folder that the packages of Docker's command line use.
+// configDir guards the configuration folder that the packages of Docker's command
+// line keep in a global variable.
 var configDir sync.Mutex
 
-// AuthProvider is what docker and buildx offer to a daemon with a configuration
-// folder.
+// AuthProvider returns the auth provider that docker and buildx offer to a daemon
+// when they use a configuration folder.
 func AuthProvider(dir string) (session.Attachable, error) {
 	cfg, err := config.Load(dir)
 	if err != nil {
@@ -77,8 +78,8 @@ func AuthProvider(dir string) (session.Attachable, error) {
 	return authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{AuthConfigProvider: authprovider.LoadAuthConfig(cfg)}), nil
 }
 
-// DockerLogin is docker login, with the configuration folder of a client. The Docker
-// engine must have been fetched, and need not run.
+// DockerLogin runs docker login with the configuration folder of a client. The
+// caller must have fetched the Docker engine, which need not run.
 func DockerLogin(ctx context.Context, dir, host, user, password string) error {
 	bin, err := dockerDir()
 	if err != nil {

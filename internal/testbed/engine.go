@@ -20,14 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// containerdVersion is the release that the Docker engine is built and tested with.
+// containerdVersion is the release that moby builds and tests the Docker engine with.
 const (
 	containerdVersion = "v2.3.5"
 	containerdSum     = "h1:9MYlI81gUcOZ0WsCkSMtvOU7rTR3hqAoa2eCzhoLlkA="
 )
 
-// ContainerdBinary returns the path of an unmodified containerd. It is built when it
-// is used for the first time, and kept in the cache folder of the user.
+// ContainerdBinary returns the path of an unmodified containerd. The first call
+// builds it into the cache folder of the user.
 func ContainerdBinary(ctx context.Context) (string, error) {
 	const module = "github.com/containerd/containerd/v2"
 	return gomod.Tool{
@@ -48,15 +48,16 @@ func EngineVersion(ctx context.Context, flavor Flavor) (string, error) {
 	return version, err
 }
 
-// EnginePrograms are what the scenarios run on an engine beside buildx, with versions.
+// EnginePrograms returns the versions of the programs that the scenarios use on an
+// engine beside buildx.
 func EnginePrograms() []string {
 	return []string{"containerd " + containerdVersion, "docker command " + dockerVersion, "docker compose " + composeVersion}
 }
 
-// shimName is what containerd looks for in PATH to start a container.
+// shimName is the program that containerd looks for in PATH to start a container.
 const shimName = "containerd-shim-runc-v2"
 
-// shimBinary returns the path of the shim of that containerd, see ContainerdBinary.
+// shimBinary returns the path of the shim of ContainerdBinary.
 func shimBinary(ctx context.Context) (string, error) {
 	return gomod.Tool{
 		Module: gomod.Module{Path: "github.com/containerd/containerd/v2", Version: containerdVersion, Sum: containerdSum},
@@ -64,11 +65,11 @@ func shimBinary(ctx context.Context) (string, error) {
 	}.Install(ctx)
 }
 
-// EngineOptions are how an engine differs from one with the defaults of Docker.
+// EngineOptions configure an engine. The zero value has the defaults of Docker.
 type EngineOptions struct {
 	Flavor Flavor
-	// GraphDriver has it keep images in the overlay2 graph driver, for one platform,
-	// and not in containerd.
+	// GraphDriver makes the engine keep images in the overlay2 graph driver, for one
+	// platform, and not in containerd.
 	GraphDriver bool
 	// LiveRestore leaves containers running while the engine restarts.
 	LiveRestore bool
@@ -76,9 +77,8 @@ type EngineOptions struct {
 	Env         []string // added to the environment
 }
 
-// Engine is a running Docker engine as graphload engine builds it, beside a
-// containerd that it does not share. Its network namespace has no way out; see
-// Forward.
+// Engine is a running Docker engine built by graphload engine, with a containerd that
+// it does not share. Its network namespace has no route to the machine; see Forward.
 type Engine struct {
 	Flavor  Flavor
 	Host    string // unix://
@@ -93,8 +93,8 @@ type Engine struct {
 	dir        string
 }
 
-// StartEngine starts an engine with all of its state in a temporary folder. It must
-// be closed.
+// StartEngine starts an engine with all of its state in a temporary folder. The
+// caller must close it.
 func StartEngine(ctx context.Context, opt EngineOptions) (_ *Engine, retErr error) {
 	containerdBin, err := ContainerdBinary(ctx)
 	if err != nil {
@@ -134,8 +134,9 @@ func StartEngine(ctx context.Context, opt EngineOptions) (_ *Engine, retErr erro
 		return nil, err
 	}
 	e.env = []string{e.Path(), "HOME=" + dir, "TMPDIR=" + dir}
-	// The bridge docker0 is in a network namespace, so that several engines have one,
-	// and the machine keeps its network. It is there as long as containerd.
+	// The bridge docker0 is in a network namespace, so that several engines can have
+	// one and the network of the machine stays as it is. The namespace lives as long
+	// as containerd.
 	e.containerd, err = runContainerd(ctx, filepath.Join(dir, "containerd"), filepath.Join(e.opt.Root, "containerd"), 3, containerdBin, e.env, unix.CLONE_NEWNET)
 	if err != nil {
 		return nil, err
@@ -147,7 +148,7 @@ func StartEngine(ctx context.Context, opt EngineOptions) (_ *Engine, retErr erro
 	if opt.GraphDriver {
 		driver = `, "storage-driver": "overlay2"`
 	}
-	// what is collected depends on how full the disk of the machine is
+	// garbage collection is off, because it depends on how full the disk of the machine is
 	if err := os.WriteFile(e.config(), fmt.Appendf(nil, `{"features": {"containerd-snapshotter": %t}, "builder": {"gc": {"enabled": false}}, "live-restore": %t,
 "runtimes": {"fit": {"path": %q}}, "default-runtime": "fit"%s}`,
 		!opt.GraphDriver, opt.LiveRestore, fit, driver), 0o600); err != nil {
@@ -156,8 +157,8 @@ func StartEngine(ctx context.Context, opt EngineOptions) (_ *Engine, retErr erro
 	return e, e.start(ctx)
 }
 
-// Enter is what a command starts with that runs in the mount namespace and the network
-// namespace of the engine.
+// Enter returns the start of a command that runs in the mount and network namespaces
+// of the engine.
 func (e *Engine) Enter() []string {
 	return []string{"nsenter", "--target", strconv.Itoa(e.containerd.process.cmd.Process.Pid), "--mount", "--net", "--"}
 }
@@ -169,8 +170,9 @@ func (e *Engine) inside(ctx context.Context, args ...string) error {
 	return err
 }
 
-// ShareContainerd has the containerd of the engine listen where the engine's own tests
-// find it that start more engines, in the mount namespace of the engine.
+// ShareContainerd makes the containerd of the engine available at its default
+// address in the mount namespace of the engine. Moby's tests that start more engines
+// look for it there.
 func (e *Engine) ShareContainerd(ctx context.Context) error {
 	return e.inside(ctx, "sh", "-ec", `mount -t tmpfs tmpfs /run && mkdir -p /run/docker/containerd && ln -s "$1" /run/docker/containerd/containerd.sock`, "sh", e.containerd.socket)
 }
@@ -179,7 +181,8 @@ func (e *Engine) bin() string {
 	return filepath.Join(e.dir, "bin")
 }
 
-// Path is the PATH of the engine, with a folder for what it is and what it runs.
+// Path returns the PATH of the engine. Its first folder has the binaries of the
+// engine and the programs that it runs.
 func (e *Engine) Path() string {
 	return "PATH=" + e.bin() + ":" + os.Getenv("PATH")
 }
@@ -213,7 +216,7 @@ func (e *Engine) start(ctx context.Context) (retErr error) {
 		return errors.WithStack(err)
 	}
 	defer log.Close()
-	// each finds what the other mounts
+	// dockerd and containerd see the mounts of each other
 	args := append(e.Enter(), filepath.Join(e.bin(), "dockerd"), "--config-file", e.config(), "--host", e.Host,
 		"--containerd", e.containerd.socket, "--data-root", filepath.Join(e.opt.Root, "docker"), "--exec-root", filepath.Join(e.dir, "exec"),
 		"--pidfile", filepath.Join(e.dir, "docker.pid"), "--iptables=false", "--ip6tables=false", "--userland-proxy-path", filepath.Join(e.bin(), "docker-proxy"),
@@ -230,8 +233,8 @@ func (e *Engine) start(ctx context.Context) (retErr error) {
 	})
 }
 
-// Restart ends dockerd and starts one of a flavor in its place, as its service manager
-// does. containerd runs on.
+// Restart stops dockerd and starts the given flavor in its place, as a service
+// manager does. containerd keeps running.
 func (e *Engine) Restart(ctx context.Context, flavor Flavor) error {
 	if err := e.process.stop(); err != nil {
 		return err
@@ -240,7 +243,7 @@ func (e *Engine) Restart(ctx context.Context, flavor Flavor) error {
 	return e.start(ctx)
 }
 
-// Get asks the API of the engine.
+// Get sends a GET request to the API of the engine and returns the body.
 func (e *Engine) Get(ctx context.Context, path string) ([]byte, error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(e.Host, "unix://"))
@@ -262,8 +265,8 @@ func (e *Engine) Get(ctx context.Context, path string) ([]byte, error) {
 	return dt, errors.WithStack(err)
 }
 
-// NewBuilder returns a version of buildx whose default builder is the engine: that of
-// the docker driver. It must be closed.
+// NewBuilder returns a version of buildx whose default builder is the engine, with
+// the docker driver. The caller must close it.
 func (e *Engine) NewBuilder(ctx context.Context, version string) (*Builder, error) {
 	b, err := newBuilder(ctx, version, "DOCKER_HOST="+e.Host)
 	if err != nil {
@@ -297,7 +300,7 @@ func (e *Engine) LogTail(n int) string {
 	return tail(e.LogPath, n)
 }
 
-// SaveLog copies the log to a file that is there after Close.
+// SaveLog copies the log to a file that Close does not remove.
 func (e *Engine) SaveLog(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return errors.WithStack(err)
@@ -327,8 +330,8 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-// removeContainers removes the containers of an engine that runs. The engine leaves
-// them running if it is to restore them.
+// removeContainers removes the containers of a running engine. With LiveRestore, the
+// engine would leave them running.
 func (e *Engine) removeContainers(ctx context.Context) error {
 	select {
 	case <-e.process.done:
@@ -352,7 +355,7 @@ func (e *Engine) removeContainers(ctx context.Context) error {
 	return nil
 }
 
-// killShims ends the shims of containers that an engine which was killed has left.
+// killShims ends the shims of containers that an engine left when it was killed.
 func (e *Engine) killShims() error {
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -360,11 +363,11 @@ func (e *Engine) killShims() error {
 	}
 	for _, path := range paths {
 		dt, err := os.ReadFile(path)
-		if err != nil { // it has ended
+		if err != nil { // the process has ended
 			continue
 		}
 		args := strings.Split(string(dt), "\x00")
-		// its version is in the name of the file
+		// the name of the file includes the version of the shim
 		if !strings.HasPrefix(filepath.Base(args[0]), shimName) || !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, e.dir+"/") }) {
 			continue
 		}

@@ -30,15 +30,15 @@ func ConnectEngine(ctx context.Context, addr string) (*client.Client, error) {
 	)
 }
 
-// forward listens on an address in the network namespace of an engine, and connects
-// who connects to it with the same address of this machine.
+// forward listens on an address in the network namespace of an engine, and forwards
+// connections to the same address on this machine.
 type forward struct {
 	net.Listener
 	addr string
 }
 
-// Forward lets the engine reach services of this machine, by their addresses on the
-// loopback interface.
+// Forward lets the engine reach services on the loopback interface of this machine,
+// by their addresses.
 func (e *Engine) Forward(ctx context.Context, addrs ...string) error {
 	for _, addr := range addrs {
 		if slices.ContainsFunc(e.forwards, func(f *forward) bool { return f.addr == addr }) {
@@ -66,7 +66,7 @@ func (e *Engine) listen(ctx context.Context, addr string) (net.Listener, error) 
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and not unlocked, so that the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine
 		if err = unix.Setns(pid, unix.CLONE_NEWNET); err == nil {
 			l, err = new(net.ListenConfig).Listen(ctx, "tcp", addr)
 		}

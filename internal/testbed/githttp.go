@@ -21,9 +21,9 @@ type GitServer struct {
 	dir    string
 }
 
-// StartGitServer serves a repository with one commit of the given files, by
-// path, on branch main, to users with their token as the password, which is what
-// BuildKit makes of GIT_AUTH_TOKEN. It must be closed.
+// StartGitServer serves a repository with one commit of the given files, by path, on
+// branch main. Users send their token as the password, as BuildKit does with
+// GIT_AUTH_TOKEN. The caller must close the server.
 func StartGitServer(ctx context.Context, files map[string]string, users Users) (_ *GitServer, retErr error) {
 	dir, err := tempDir("graphload-git-")
 	if err != nil {
@@ -54,10 +54,10 @@ func StartGitServer(ctx context.Context, files map[string]string, users Users) (
 	handler := &cgi.Handler{
 		Path: filepath.Join(execPath, "git-http-backend"),
 		Dir:  dir,
-		// HOME is where git looks for settings, of which there are none
+		// git looks for settings in HOME, which has none
 		Env: []string{"GIT_PROJECT_ROOT=" + filepath.Join(dir, "repos"), "GIT_HTTP_EXPORT_ALL=1", "HOME=" + dir},
 	}
-	// as GitHub does, it does not tell users what there is for others
+	// like GitHub, the server does not tell users which repositories others have
 	if g.server, err = serveHTTP(users.protect(handler, http.StatusNotFound)); err != nil {
 		return nil, err
 	}
@@ -65,13 +65,13 @@ func StartGitServer(ctx context.Context, files map[string]string, users Users) (
 	return g, nil
 }
 
-// Private returns a new URL of the repository, which is served to the given users
-// alone.
+// Private returns a new URL of the repository, which the server serves only to the
+// given users.
 func (g *GitServer) Private(users ...string) string {
 	return g.server.URL + private("/repo.git", users)
 }
 
-// Requests returns what has been asked over http since it was called last.
+// Requests returns the requests received over http since the previous call.
 func (g *GitServer) Requests() []Request {
 	return g.server.Requests()
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// GitSSHServer serves the repository of a GitServer over ssh, with a process of
-// OpenSSH's server for each connection, as inetd starts it.
+// GitSSHServer serves the repository of a GitServer over ssh. It starts a process of
+// OpenSSH's server for each connection, as inetd does.
 type GitSSHServer struct {
 	KnownHosts string // line of known_hosts
 
@@ -28,9 +28,9 @@ type GitSSHServer struct {
 	conns map[*process]struct{}
 }
 
-// sshd returns the path of OpenSSH's server, and what it needs in its
-// environment. Debian's is fetched if the machine has none, and not installed: no
-// service is started.
+// sshd returns the path of OpenSSH's server, and the environment that it needs. If
+// the machine has none, sshd fetches Debian's without installing it, so no service
+// starts.
 func sshd(ctx context.Context) (path string, env []string, err error) {
 	if path, err := exec.LookPath("sshd"); err == nil {
 		return path, nil, nil
@@ -42,8 +42,8 @@ func sshd(ctx context.Context) (path string, env []string, err error) {
 	return filepath.Join(dir, "usr", "sbin", "sshd"), []string{libraryPath(dir)}, nil
 }
 
-// serveScript runs for each connection with the name of the user, whose key has
-// been accepted.
+// serveScript runs for each connection, with the name of the user whose key the
+// server has accepted.
 const serveScript = `#!/bin/sh
 case "$SSH_ORIGINAL_COMMAND" in
 "git-upload-pack '/repo.git'"|"git-upload-pack '/only/$1/"*|"git-upload-pack '/only/$1+"*|"git-upload-pack '/only/"*"+$1/"*) ;;
@@ -52,15 +52,15 @@ esac
 exec %s upload-pack %s
 `
 
-// sshdScript starts the server with the users that it wants, and the folder that it
-// changes its root to, without changing the machine.
+// sshdScript starts the server with the user and the folder for chroot that it
+// expects, without changing the machine.
 const sshdScript = `mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd &&
 mount --bind "$1/passwd" /etc/passwd && mount --bind "$1/shadow" /etc/shadow &&
 exec "$2" -i -e -f "$1/sshd_config"
 `
 
-// ServeSSH serves the repository over ssh to users with their key. It must be
-// closed.
+// ServeSSH serves the repository over ssh to users with their key. The caller must
+// close the server.
 func (g *GitServer) ServeSSH(ctx context.Context, users Users) (_ *GitSSHServer, retErr error) {
 	bin, env, err := sshd(ctx)
 	if err != nil {
@@ -167,8 +167,8 @@ func (s *GitSSHServer) URL() string {
 	return "ssh://root@" + s.host + "/repo.git"
 }
 
-// Private returns a new URL of the repository, which is served to the given users
-// alone.
+// Private returns a new URL of the repository, which the server serves only to the
+// given users.
 func (s *GitSSHServer) Private(users ...string) string {
 	return "ssh://root@" + s.host + private("/repo.git", users)
 }

@@ -15,12 +15,12 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Users are who may use a server, by their token, or by their key as it is in
-// authorized_keys. Without users, a server is open to all.
+// Users are the names of those who may use a server, by their token, or by their
+// key in the format of authorized_keys. Without users, a server is open to all.
 type Users map[string]string
 
-// only is how paths begin that are not for all users: their names follow, and a
-// name that makes the path a new one.
+// only is the prefix of paths that are not for all users. The names of the users
+// follow, and then a random name that makes each path unique.
 const only = "/only/"
 
 // private returns a new path for the given users alone.
@@ -28,7 +28,7 @@ func private(path string, users []string) string {
 	return only + strings.Join(users, "+") + "/" + strings.ToLower(rand.Text()) + path
 }
 
-// isFor reports if a path is for a user, and returns what is served there.
+// isFor reports whether a path is for a user, and returns the path of the content.
 func isFor(path, user string) (rest string, ok bool) {
 	rest, found := strings.CutPrefix(path, only)
 	if !found {
@@ -39,8 +39,8 @@ func isFor(path, user string) (rest string, ok bool) {
 	return "/" + rest, slices.Contains(strings.Split(users, "+"), user)
 }
 
-// protect serves what a user may have. Others are refused with 401, and users with
-// the given status.
+// protect serves the paths that a user may read. It refuses other users with the
+// status denied, and requests without a user with 401.
 func (u Users) protect(h http.Handler, denied int) requestHandler {
 	return func(w http.ResponseWriter, req *http.Request) (string, []string) {
 		token, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
@@ -71,8 +71,8 @@ type HTTPServer struct {
 	*httpServer
 }
 
-// StartHTTPServer serves files to users with their token as bearer token, which is
-// what BuildKit makes of HTTP_AUTH_TOKEN_127.0.0.1. It must be closed.
+// StartHTTPServer serves files to users who send their token as bearer token, as
+// BuildKit does with HTTP_AUTH_TOKEN_127.0.0.1. The caller must close the server.
 func StartHTTPServer(files fs.FS, users Users) (*HTTPServer, error) {
 	s, err := serveHTTP(users.protect(http.FileServerFS(files), http.StatusForbidden))
 	if err != nil {
@@ -81,12 +81,13 @@ func StartHTTPServer(files fs.FS, users Users) (*HTTPServer, error) {
 	return &HTTPServer{s}, nil
 }
 
-// Private returns a new URL of a file, which is served to the given users alone.
+// Private returns a new URL of a file, which the server serves only to the given
+// users.
 func (s *HTTPServer) Private(file string, users ...string) string {
 	return s.URL + private("/"+file, users)
 }
 
-// Request is one that a server has answered.
+// Request is a request that a server has answered.
 type Request struct {
 	User   string // that was accepted, or ""
 	Method string
@@ -95,11 +96,11 @@ type Request struct {
 	Scopes []string // of a token that was issued
 }
 
-// requestHandler answers a request and returns the user that it accepted, and the
-// scopes of a token that it issued.
+// requestHandler answers a request. It returns the user that it accepted, and the
+// scopes of the token if it issued one.
 type requestHandler func(http.ResponseWriter, *http.Request) (user string, scopes []string)
 
-// httpServer listens on a loopback port of its own, and notes requests.
+// httpServer listens on a free loopback port and records requests.
 type httpServer struct {
 	URL    string
 	server *http.Server
@@ -109,7 +110,8 @@ type httpServer struct {
 	requests []Request
 }
 
-// serveHTTP serves over https if it is given the files of a certificate and its key.
+// serveHTTP starts a server. It serves over https if keyPair has the files of a
+// certificate and its key.
 func serveHTTP(handler requestHandler, keyPair ...string) (*httpServer, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // does not block
 	if err != nil {
@@ -134,7 +136,7 @@ func serveHTTP(handler requestHandler, keyPair ...string) (*httpServer, error) {
 	return s, nil
 }
 
-// Requests returns what has been asked since it was called last.
+// Requests returns the requests received since the previous call.
 func (s *httpServer) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,7 +145,7 @@ func (s *httpServer) Requests() []Request {
 	return requests
 }
 
-// Close ends the server and the connections that it has.
+// Close ends the server and its connections.
 func (s *httpServer) Close() error {
 	err := s.server.Close()
 	if serveErr := <-s.done; err == nil && !errors.Is(serveErr, http.ErrServerClosed) {
@@ -152,7 +154,7 @@ func (s *httpServer) Close() error {
 	return errors.WithStack(err)
 }
 
-// statusWriter notes the status of a response.
+// statusWriter records the status of a response.
 type statusWriter struct {
 	http.ResponseWriter
 	status int

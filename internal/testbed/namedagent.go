@@ -17,7 +17,7 @@ import (
 )
 
 // NamedAgent is an SSH agent in this process, whose only key has a name as its
-// comment. FirstKey is the command that prints it.
+// comment. The command firstkey prints that comment.
 type NamedAgent struct {
 	Socket string
 
@@ -26,7 +26,7 @@ type NamedAgent struct {
 	wg       sync.WaitGroup
 }
 
-// StartNamedAgent starts an agent. It must be closed.
+// StartNamedAgent starts an agent. The caller must close it.
 func StartNamedAgent(name string) (_ *NamedAgent, retErr error) {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -60,8 +60,8 @@ func StartNamedAgent(name string) (_ *NamedAgent, retErr error) {
 	return a, nil
 }
 
-// Close ends the agent when its clients are gone, as they are when the daemon
-// does not forward it any more.
+// Close ends the agent once its clients have disconnected, as they do when the
+// daemon stops forwarding it.
 func (a *NamedAgent) Close() error {
 	err := a.listener.Close()
 	a.wg.Wait()

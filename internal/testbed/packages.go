@@ -12,7 +12,7 @@ import (
 	"github.com/pkg/errors"
 )
 
-// debianArchive opens the current packages of an architecture.
+// debianArchive opens the archive with the current packages of an architecture.
 func debianArchive(ctx context.Context, arch string) (*apt.Archive, error) {
 	dir, err := files.CacheDir("debian")
 	if err != nil {
@@ -21,13 +21,13 @@ func debianArchive(ctx context.Context, arch string) (*apt.Archive, error) {
 	return apt.Open(ctx, dir, arch, apt.DefaultMirror)
 }
 
-// present are packages that a machine has which runs tests, and those whose only
-// use is in scripts of packages, which nothing runs.
+// present are packages that any machine with tests has, and packages that only
+// maintainer scripts use, which nothing runs.
 var present = []string{"adduser", "debconf", "dpkg", "libc6", "libgcc-s1", "gcc-12-base", "passwd", "perl", "perl-base", "tar"}
 
-// unpackPackages unpacks Debian packages, with all that they depend on, to a
-// folder of the cache with the given name, unless it has a file. Nothing is
-// installed, so no service is started and what is on the machine stays as it is.
+// unpackPackages unpacks Debian packages and their dependencies to the cache folder
+// with the given name, unless that has the given file. It installs nothing, so no
+// service starts and the machine stays as it is.
 func unpackPackages(ctx context.Context, name, file string, packages []string) (string, error) {
 	dir, err := files.CacheDir(name)
 	if err != nil {
@@ -62,8 +62,8 @@ func unpackPackages(ctx context.Context, name, file string, packages []string) (
 	return dir, nil
 }
 
-// libraryPath is the environment variable for the libraries in a folder that
-// packages were unpacked to.
+// libraryPath returns the environment variable for the libraries in a folder with
+// unpacked packages.
 func libraryPath(dir string) string {
 	triplet := apt.Triplets[runtime.GOARCH]
 	return "LD_LIBRARY_PATH=" + strings.Join([]string{filepath.Join(dir, "usr/lib", triplet), filepath.Join(dir, "lib", triplet)}, ":")

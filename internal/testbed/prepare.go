@@ -17,8 +17,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// serveChain serves the chain from a git repository. What is not in there is
-// base, see testdata/scenarios/remote.hcl.
+// serveChain serves chain.hcl from a git repository. The local file override.hcl
+// replaces its target base, see testdata/scenarios/remote.hcl.
 func serveChain(ctx context.Context, p *Project) error {
 	chain, err := scenarioFiles.ReadFile("testdata/scenarios/chain.hcl")
 	if err != nil {
@@ -30,14 +30,14 @@ func serveChain(ctx context.Context, p *Project) error {
 	return p.writeFile("remote.hcl", "override.hcl")
 }
 
-// bakeRemote bakes the file in the repository with one of the machine.
+// bakeRemote bakes the file in the repository together with a local one.
 func bakeRemote(ctx context.Context, p *Project, b *Builder, r run) error {
 	_, err := b.Output(ctx, p.dir, r.env, "bake", "--progress", "plain", "--no-cache",
 		"--file", "docker-bake.hcl", "--file", "cwd://override.hcl", p.git.URL+"#main")
 	return err
 }
 
-// serveGit serves a repository with a file to those who have a token.
+// serveGit serves a repository with a file to clients that have a token.
 func serveGit(ctx context.Context, p *Project) error {
 	token := rand.Text()
 	if err := p.serveGit(ctx, map[string]string{"file": "content\n"}, Users{token: "user"}); err != nil {
@@ -59,12 +59,12 @@ func (p *Project) serveGit(ctx context.Context, files map[string]string, users U
 	return errors.WithStack(err)
 }
 
-// serveRegistry starts an empty registry for anybody.
+// serveRegistry starts an empty registry that is open to all.
 func serveRegistry(ctx context.Context, p *Project) error {
 	return p.serveRegistry(ctx, RegistryOptions{})
 }
 
-// servePrivateRegistry starts an empty registry for those who log in.
+// servePrivateRegistry starts an empty registry that requires a login.
 func servePrivateRegistry(ctx context.Context, p *Project) error {
 	return p.serveRegistry(ctx, RegistryOptions{Users: map[string]string{"user": rand.Text()}})
 }
@@ -79,7 +79,7 @@ func (p *Project) serveRegistry(ctx context.Context, opt RegistryOptions) (err e
 	return p.writeFile(p.file+".hcl", "docker-bake.hcl")
 }
 
-// bakeOnImage pushes an image and bakes what starts from it.
+// bakeOnImage pushes an image and bakes targets that start from it.
 func bakeOnImage(ctx context.Context, p *Project, b *Builder, r run) error {
 	if err := p.registry.Login(b.Config, "user"); err != nil {
 		return err
@@ -91,8 +91,8 @@ func bakeOnImage(ctx context.Context, p *Project, b *Builder, r run) error {
 	return b.Bake(ctx, file, r.env, "--no-cache", "--pull")
 }
 
-// bakeAndPrune bakes, removes everything from the daemon and bakes again with
-// the same secret, with what is in the cache.
+// bakeAndPrune bakes, prunes the cache of the daemon, and bakes again with the same
+// secret. The step of base must come from the cache in the registry.
 func bakeAndPrune(ctx context.Context, p *Project, b *Builder, r run) error {
 	file := p.path("docker-bake.hcl")
 	if err := b.Bake(ctx, file, r.env); err != nil {
@@ -111,15 +111,15 @@ func bakeAndPrune(ctx context.Context, p *Project, b *Builder, r run) error {
 	return nil
 }
 
-// What the names of the steps of base and of its child contain, in the files that
-// have these targets.
+// Parts of the names of the steps of base and of its child, in the files that have
+// these targets.
 const (
 	baseStep  = "sha256sum -c /token.sha256"
 	childStep = "RUN cp /token.sha256 /child"
 )
 
-// bakeAgain bakes, and bakes again with other arguments and the same secret. Then
-// steps are in the cache, or not.
+// bakeAgain bakes, and bakes again with other arguments and the same secret. The
+// second time, it expects each step of cached to be in the cache or not.
 func bakeAgain(cached map[string]bool, args ...string) func(context.Context, *Project, *Builder, run) error {
 	return func(ctx context.Context, p *Project, b *Builder, r run) error {
 		file := p.path("docker-bake.hcl")
@@ -134,12 +134,11 @@ func bakeAgain(cached map[string]bool, args ...string) func(context.Context, *Pr
 	}
 }
 
-// stepLine is a line of plain progress: the number of a vertex, and what is said
-// of it.
+// stepLine matches a line of plain progress: the number of a vertex and a message.
 var stepLine = regexp.MustCompile(`(?m)^(#\d+) (.*)$`)
 
-// expectSteps tells, from plain progress, if steps with these names were in the
-// cache, or ran.
+// expectSteps checks in plain progress whether the steps with these names were in
+// the cache or ran.
 func expectSteps(log string, cached map[string]bool) error {
 	names, hits := map[string]string{}, map[string]bool{}
 	for _, m := range stepLine.FindAllStringSubmatch(log, -1) {
@@ -207,8 +206,8 @@ func bakeOutputs(ctx context.Context, p *Project, b *Builder, r run) error {
 	return nil
 }
 
-// manifest returns the manifest or index of an image, from a registry that is open
-// to anybody.
+// manifest returns the manifest or index of an image in a registry that is open to
+// all.
 func (r *Registry) manifest(ctx context.Context, image, tag string) ([]byte, error) {
 	url := "http://" + r.Host + "/v2/" + image + "/manifests/" + tag
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -250,8 +249,8 @@ func buildWithContexts(ctx context.Context, p *Project, b *Builder, r run) error
 
 const composeVersion = "v5.3.1"
 
-// ComposeBinary returns the path of an unmodified docker compose. It is built
-// when it is used for the first time, and kept in the cache folder of the user.
+// ComposeBinary returns the path of an unmodified docker compose. The first call
+// builds it into the cache folder of the user.
 func ComposeBinary(ctx context.Context) (string, error) {
 	return gomod.Tool{
 		Module:  gomod.Module{Path: "github.com/docker/compose/v5", Version: composeVersion, Sum: "h1:rZiPwrtg1dBmVGcHiioLtzCS+TcvZq81zl0zs2BwtbE="},
@@ -261,7 +260,7 @@ func ComposeBinary(ctx context.Context) (string, error) {
 	}.Install(ctx)
 }
 
-// startCompose starts a Docker engine, which compose wants to talk to.
+// startCompose starts a Docker engine, to which compose connects.
 func startCompose(ctx context.Context, p *Project) (err error) {
 	if p.compose, err = ComposeBinary(ctx); err != nil {
 		return err
@@ -278,7 +277,7 @@ func startCompose(ctx context.Context, p *Project) (err error) {
 	return p.writeFile("compose.yaml", "compose.yaml")
 }
 
-// composeBuild builds with the builder of buildx, which is a plugin for compose.
+// composeBuild builds with compose, whose plugin buildx uses the builder b.
 func composeBuild(ctx context.Context, p *Project, b *Builder, r run) error {
 	plugins := filepath.Join(b.Config, "cli-plugins")
 	if err := os.MkdirAll(plugins, 0o700); err != nil {

@@ -16,19 +16,19 @@ import (
 	"github.com/pkg/errors"
 )
 
-// stopTimeout is how long a process may take to end after SIGTERM, on a loaded machine
-// as well.
+// stopTimeout bounds the time that a process takes to end after SIGTERM, even on a
+// loaded machine.
 const stopTimeout = time.Minute
 
 // process is a command that dies with this one.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when the command has ended
+	done chan struct{} // closed when the command ends
 	err  error         // how it ended, once done is closed
 }
 
-// start runs cmd in a process group of its own, so that Ctrl-C in a terminal
-// reaches only the process that knows how to stop it.
+// start runs cmd in its own process group, so that Ctrl-C in a terminal reaches only
+// the process that knows how to stop cmd.
 func start(cmd *exec.Cmd) (*process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -39,7 +39,7 @@ func start(cmd *exec.Cmd) (*process, error) {
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
-		// the parent that Pdeathsig is about is the thread, not the process
+		// Pdeathsig refers to the parent thread, not to the process
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
@@ -57,7 +57,7 @@ func start(cmd *exec.Cmd) (*process, error) {
 	return p, nil
 }
 
-// output runs cmd to its end. What it printed is part of the error.
+// output runs cmd and returns its output. An error includes the output too.
 func output(cmd *exec.Cmd) ([]byte, error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -69,11 +69,11 @@ func output(cmd *exec.Cmd) ([]byte, error) {
 	return out.Bytes(), errors.Wrapf(p.err, "%s %s: %s", filepath.Base(cmd.Path), strings.Join(cmd.Args[1:], " "), bytes.TrimSpace(out.Bytes()))
 }
 
-// awaitInterval is how often it is looked whether a process is ready.
+// awaitInterval is the time between two checks whether a process is ready.
 const awaitInterval = 20 * time.Millisecond
 
-// await returns when ready has no error. It is one when the process ends, or is
-// not ready in time.
+// await calls ready until it returns no error. It returns an error if the process
+// ends before that, or is not ready in time.
 func (p *process) await(ctx context.Context, timeout time.Duration, ready func(context.Context) error) error {
 	name := filepath.Base(p.cmd.Path)
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errors.Errorf("%s was not ready within %s", name, timeout))
@@ -92,8 +92,8 @@ func (p *process) await(ctx context.Context, timeout time.Duration, ready func(c
 	}
 }
 
-// stop ends the process, if there is one, with SIGTERM, and with SIGKILL when that
-// took too long.
+// stop ends the process, if there is one, with SIGTERM. If that takes too long, it
+// sends SIGKILL and returns an error.
 func (p *process) stop() error {
 	if p == nil {
 		return nil
@@ -120,13 +120,13 @@ func (p *process) stop() error {
 	return errors.Errorf("%s did not end within %s of SIGTERM", p.cmd.Path, stopTimeout)
 }
 
-// closeProcess stops a process, if it has been started, and removes its folder.
+// closeProcess stops a process, if it was started, and removes its folder.
 func closeProcess(p *process, dir string) error {
 	return cmp.Or(p.stop(), errors.WithStack(os.RemoveAll(dir)))
 }
 
-// command is exec.CommandContext for a client: when ctx is done it is
-// interrupted as by Ctrl-C, and killed if that does not end it.
+// command is exec.CommandContext for a client: when ctx is done, it interrupts the
+// client as Ctrl-C does, and kills it if that does not end it.
 func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
@@ -134,8 +134,7 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// CloseLast closes c, and reports what it left behind unless something else has
-// failed before.
+// CloseLast closes c, and sets *err to the error of Close unless it is set already.
 func CloseLast(c io.Closer, err *error) {
 	*err = cmp.Or(*err, c.Close())
 }

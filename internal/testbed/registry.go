@@ -23,25 +23,26 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// RegistryOptions select who may use a registry, and how. The zero value is a
-// registry that is open to all, over http.
+// RegistryOptions select the users of a registry and how they log in. The zero
+// value is a registry that is open to all, over http.
 type RegistryOptions struct {
 	Users  map[string]string // passwords of users, who log in with basic authentication
 	Tokens *TokenOptions     // users get tokens instead
-	TLS    bool              // with a certificate of its own, see Registry.CA
+	TLS    bool              // with its own certificate, see Registry.CA
 
-	// Allow says what a user may do, or the anonymous user "" of a registry with
-	// tokens. Without it, users may do everything and others nothing.
+	// Allow reports whether a user has access. The user "" is the anonymous one of
+	// a registry with tokens. Without Allow, users have all access and others
+	// have none.
 	Allow func(user string, a Access) bool
 }
 
-// Access is what is asked of a registry.
+// Access is the access to a registry that a client requests.
 type Access struct {
 	Repository string
 	Action     string // pull or push
-	// Part is manifests or blobs, for requests that come with a login that was
-	// accepted, and "" when a token is asked for. What a token allows, the registry
-	// can still refuse with 403, as registries with basic authentication do.
+	// Part is manifests or blobs for requests with an accepted login, and "" for
+	// requests for a token. The registry can still refuse with 403 what a token
+	// allows, as registries with basic authentication do.
 	Part string
 }
 
@@ -59,8 +60,8 @@ type Registry struct {
 
 var registryListens = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
-// RegistryBinary returns the path of the registry. It is built when it is used
-// for the first time, and kept in the cache folder of the user.
+// RegistryBinary returns the path of the registry. The first call builds it into
+// the cache folder of the user.
 func RegistryBinary(ctx context.Context) (string, error) {
 	return gomod.Tool{
 		Module: gomod.Module{Path: "github.com/distribution/distribution/v3", Version: "v3.1.2", Sum: "h1:/Bv2YIqqSR00HiO49FT93hovy6r9IlrzwUDsJjCN5qg="},
@@ -68,7 +69,7 @@ func RegistryBinary(ctx context.Context) (string, error) {
 	}.Install(ctx)
 }
 
-// StartRegistry starts an empty registry. It must be closed.
+// StartRegistry starts an empty registry. The caller must close it.
 func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retErr error) {
 	bin, err := RegistryBinary(ctx)
 	if err != nil {
@@ -99,7 +100,7 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 		}
 		r.CA, keyPair = authority.Cert, []string{id.Cert, id.Key}
 	}
-	// what is before the registry has its address: tokens are issued there
+	// the configuration of the registry needs the address of the proxy, which issues tokens
 	backend := make(chan string, 1)
 	handler := sync.OnceValue(func() requestHandler { return r.handler(<-backend) })
 	r.front, err = serveHTTP(func(w http.ResponseWriter, req *http.Request) (string, []string) { return handler()(w, req) }, keyPair...)
@@ -126,15 +127,15 @@ func StartRegistry(ctx context.Context, opt RegistryOptions) (_ *Registry, retEr
 	return r, nil
 }
 
-// RegistryProcess is a registry that was started with a configuration.
+// RegistryProcess is a running registry with a given configuration.
 type RegistryProcess struct {
 	Host string // 127.0.0.1 with port
 
 	process *process
 }
 
-// RunRegistry starts a registry with a configuration file, which it has read when this
-// returns. It must be closed.
+// RunRegistry starts a registry with a configuration file. The registry has read the
+// file when RunRegistry returns. The caller must close the registry.
 func RunRegistry(ctx context.Context, bin, config string) (*RegistryProcess, error) {
 	stderr, w, err := os.Pipe()
 	if err != nil {
@@ -182,8 +183,8 @@ func (r *RegistryProcess) Close() error {
 	return r.process.stop()
 }
 
-// writeConfig writes what the registry reads, and returns its configuration
-// file.
+// writeConfig writes the files that the registry reads, and returns the path of its
+// configuration file.
 func (r *Registry) writeConfig() (string, error) {
 	type m = map[string]any
 	config := m{
@@ -223,11 +224,11 @@ func (r *Registry) writeConfig() (string, error) {
 	return path, errors.WithStack(os.WriteFile(path, dt, 0o600))
 }
 
-// handler is what is before the registry: it issues tokens, and refuses users what
-// they may not do.
+// handler is the proxy before the registry: it issues tokens, and refuses requests
+// that Allow does not permit.
 func (r *Registry) handler(backend string) requestHandler {
 	proxy := &httputil.ReverseProxy{
-		ErrorLog: log.New(io.Discard, "", 0), // of clients that go
+		ErrorLog: log.New(io.Discard, "", 0), // ignore clients that disconnect
 		Rewrite: func(req *httputil.ProxyRequest) {
 			req.SetURL(&url.URL{Scheme: "http", Host: backend})
 			req.Out.Host = req.In.Host
@@ -255,7 +256,7 @@ func (r *Registry) handler(backend string) requestHandler {
 
 const deniedError = `{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}`
 
-// user returns the user of a request with a login that is accepted, or "".
+// user returns the user of a request with an accepted login, or "".
 func (r *Registry) user(req *http.Request) string {
 	if r.tokens != nil {
 		return r.tokens.user(req)
@@ -269,8 +270,8 @@ func (r *Registry) user(req *http.Request) string {
 
 var repositoryPath = regexp.MustCompile(`^/v2/(.+)/(manifests|blobs|tags|referrers)/`)
 
-// allowed reports if a user may do what a request is for, or could not have a token
-// for it.
+// allowed reports whether handler can pass a request on: the user has the access
+// that it needs, or no token has that access, so that the registry itself refuses.
 func (r *Registry) allowed(user string, req *http.Request) bool {
 	m := repositoryPath.FindStringSubmatch(req.URL.Path)
 	if m == nil {
@@ -286,14 +287,15 @@ func (r *Registry) allowed(user string, req *http.Request) bool {
 	return r.tokens != nil && !r.opt.Allow(user, Access{Repository: a.Repository, Action: a.Action}) || r.opt.Allow(user, a)
 }
 
-// mayMount reports if a request is not for a blob of another repository, or may have
-// it. A registry has others upload the blob.
+// mayMount reports whether a user may mount the blob of another repository that a
+// request names, if it names one. Otherwise a registry tells the client to upload
+// the blob.
 func (r *Registry) mayMount(req *http.Request) bool {
 	from := req.URL.Query().Get("from")
 	return from == "" || r.opt.Allow(r.user(req), Access{Repository: from, Action: "pull", Part: "blobs"})
 }
 
-// Requests returns what has been asked since it was called last.
+// Requests returns the requests received since the previous call.
 func (r *Registry) Requests() []Request {
 	return r.front.Requests()
 }

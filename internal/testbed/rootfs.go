@@ -9,12 +9,12 @@ import (
 	"github.com/pkg/errors"
 )
 
-// applets are the commands of busybox that a root filesystem has.
+// applets are the commands of busybox in a root filesystem.
 var applets = []string{"[", "cat", "cp", "echo", "env", "false", "grep", "ls", "mkdir", "printf", "sh", "sha256sum", "sleep", "test", "true", "wc"}
 
 // WriteRootfs writes a root filesystem of busybox to dir, for images that start
-// with FROM scratch and COPY. Steps for other platforms run it too, as the
-// kernel looks at the file and not at the platform.
+// with FROM scratch and COPY. Steps for other platforms run it too, because the
+// kernel checks the format of the binary and not the platform of the image.
 func WriteRootfs(dir string) error {
 	src, err := exec.LookPath("busybox")
 	if err != nil {

@@ -21,35 +21,35 @@ import (
 //go:embed testdata/scenarios
 var scenarioFiles embed.FS
 
-// runTimeout is how long one bake of a scenario may take.
+// runTimeout bounds one bake of a scenario.
 const runTimeout = 2 * time.Minute
 
-// Scenario is a bake that chains targets, made to be run again and again. Its
-// default target passes only if every step saw what its own target offers.
+// Scenario is a bake of chained targets that can run repeatedly. Its default target
+// passes only if every step saw what its own target offers.
 type Scenario struct {
-	Name  string // of its file in testdata/scenarios, without .hcl
+	Name  string // name of the file in testdata/scenarios, without .hcl
 	About string
 
-	// NeedsDocker tells that a Docker engine takes part.
+	// NeedsDocker is set if the scenario uses a Docker engine.
 	NeedsDocker bool
 
-	file    string   // in testdata/scenarios, instead of the one of its name
+	file    string   // in testdata/scenarios, instead of Name.hcl
 	since   string   // the first buildx that can run it
 	secrets []string // variables of the file, with fresh values in each run
 	ssh     bool
 
-	// prepare starts what the scenario needs besides, and writes more files.
+	// prepare starts the services that the scenario needs, and writes more files.
 	prepare func(context.Context, *Project) error
-	// run is done in each run instead of one bake.
+	// run replaces the single bake of a run.
 	run func(context.Context, *Project, *Builder, run) error
 }
 
-// run is what is new in each run of a scenario.
+// run has the values that are new in each run of a scenario.
 type run struct {
 	values map[string]string // of secrets
 	env    []string          // with the secrets
-	out    string            // folder for what comes out, OUT in the environment
-	tag    string            // of what goes to a registry, RUN in the environment
+	out    string            // folder for results, OUT in the environment
+	tag    string            // of pushed images, RUN in the environment
 }
 
 // DemoScenarios are the bakes of the demo.
@@ -71,8 +71,8 @@ var DemoScenarios = []Scenario{
 	},
 }
 
-// Timed are the bakes whose time is compared. Their steps need nothing that only one
-// of their targets has, so they pass with any buildx on any daemon.
+// Timed are the bakes whose times graphload demo compares. Their steps need nothing
+// that only one of the targets offers, so they pass with any buildx on any daemon.
 var Timed = []Scenario{
 	{
 		Name:  "chain of five",
@@ -173,14 +173,15 @@ var Scenarios = append(slices.Clip(DemoScenarios), []Scenario{
 		Name:        "compose",
 		About:       "docker compose build: additional_contexts with service:base, which has a secret, on two platforms",
 		NeedsDocker: true,
-		since:       "v0.17.0", // asked for by compose
+		since:       "v0.17.0", // which compose requires
 		secrets:     []string{"TOKEN"},
 		prepare:     startCompose,
 		run:         composeBuild,
 	},
 }...)
 
-// FindScenarios returns the scenarios of the given names, all of the demo for none.
+// FindScenarios returns the scenarios with the given names, or those of the demo if
+// names is empty.
 func FindScenarios(names []string) ([]Scenario, error) {
 	if len(names) == 0 {
 		return DemoScenarios, nil
@@ -219,7 +220,7 @@ func find(names []string, scenarios []Scenario) ([]Scenario, error) {
 	return out, nil
 }
 
-// RunsWith tells if a version of buildx has what the scenario uses.
+// RunsWith reports whether a version of buildx supports the scenario.
 func (l Scenario) RunsWith(version string) bool {
 	return l.since == "" || semver.Compare(version, l.since) >= 0
 }
@@ -231,14 +232,14 @@ type Project struct {
 	dir      string
 	env      []string // for all runs
 	closers  []io.Closer
-	services []string // host and port of what builds use
+	services []string // host and port of services that builds use
 	git      *GitServer
 	registry *Registry
 	compose  string // binary
 }
 
-// NewProject writes the files of a scenario to a temporary folder and starts what
-// it needs. It must be closed.
+// NewProject writes the files of a scenario to a temporary folder and starts the
+// services that it needs. The caller must close the project.
 func NewProject(ctx context.Context, l Scenario) (_ *Project, retErr error) {
 	dir, err := tempDir("graphload-project-")
 	if err != nil {
@@ -275,7 +276,7 @@ func NewProject(ctx context.Context, l Scenario) (_ *Project, retErr error) {
 	return p, nil
 }
 
-// path is of a file in the folder of the project.
+// path returns the path of a file in the folder of the project.
 func (p *Project) path(name string) string {
 	return filepath.Join(p.dir, name)
 }
@@ -298,7 +299,7 @@ func (p *Project) Run(ctx context.Context, b *Builder) error {
 			return err
 		}
 	}
-	// two daemons may run it at the same time, and the project is what they read
+	// two daemons may bake the project at the same time, and read its folder
 	out, err := tempDir("graphload-out-")
 	if err != nil {
 		return err
@@ -318,7 +319,7 @@ func (p *Project) Run(ctx context.Context, b *Builder) error {
 	return b.Bake(ctx, p.path("docker-bake.hcl"), r.env, "--no-cache")
 }
 
-// Close stops what was started and removes the files.
+// Close stops the services and removes the files.
 func (p *Project) Close() (err error) {
 	for _, c := range slices.Backward(p.closers) {
 		err = cmp.Or(err, c.Close())

@@ -19,8 +19,8 @@ type SSHAgent struct {
 	dir     string
 }
 
-// StartSSHAgent starts an agent and adds a key to it, with a name as its comment.
-// It must be closed.
+// StartSSHAgent starts an agent and adds a key to it, with name as the comment of the
+// key. The caller must close the agent.
 func StartSSHAgent(ctx context.Context, name string) (_ *SSHAgent, retErr error) {
 	dir, err := tempDir("graphload-ssh-")
 	if err != nil {
@@ -54,7 +54,7 @@ func StartSSHAgent(ctx context.Context, name string) (_ *SSHAgent, retErr error)
 	if err != nil {
 		return nil, err
 	}
-	// it prints the path of its socket once it listens
+	// ssh-agent prints the path of its socket once it listens
 	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
 		return nil, errors.Wrap(err, "ssh-agent did not start")
 	}
@@ -66,7 +66,7 @@ func StartSSHAgent(ctx context.Context, name string) (_ *SSHAgent, retErr error)
 	return a, nil
 }
 
-// Kill ends the agent and leaves its socket, on which nothing listens any more.
+// Kill ends the agent and leaves its socket behind, with nothing listening on it.
 func (a *SSHAgent) Kill() error {
 	if err := a.process.cmd.Process.Kill(); err != nil {
 		return errors.WithStack(err)

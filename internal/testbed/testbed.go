@@ -1,8 +1,8 @@
 // Package testbed starts the real parts that end-to-end tests and the demo
 // need: buildkitd as a process, unmodified clients at pinned versions, an SSH
 // agent. Everything lives in temporary folders and listens on unix sockets or
-// on the loopback address. What is closed leaves no process, mount, cgroup or
-// file behind, and nothing outlives the process that started it.
+// on the loopback address. Close methods leave no process, mount, cgroup or file
+// behind, and no process outlives the one that started it.
 package testbed
 
 import (
@@ -16,14 +16,13 @@ import (
 	"github.com/pkg/errors"
 )
 
-// LogsEnv is the environment variable that names the folder for the logs of
-// tests that fail.
+// LogsEnv is the environment variable with the folder for the logs of failed tests.
 const LogsEnv = "GRAPHLOAD_LOGS"
 
-// Flavor tells one build of BuildKit from the other.
+// Flavor is a build of BuildKit: upstream's, or the one with the change.
 type Flavor string
 
-// The builds that are compared.
+// The builds that tests and the demo compare.
 const (
 	Upstream  Flavor = "upstream"
 	Graphload Flavor = "graphload"
@@ -32,9 +31,9 @@ const (
 // Flavors are both builds, upstream first.
 var Flavors = []Flavor{Upstream, Graphload}
 
-// Binary returns the path of buildkitd or buildctl as graphload build puts it
-// into bin of the repository, or into the folder that GRAPHLOAD_BIN names, and of
-// dockerd or docker-proxy as graphload engine does.
+// Binary returns the path of buildkitd or buildctl, which graphload build writes to
+// bin of the repository, or of dockerd or docker-proxy, which graphload engine
+// writes there. GRAPHLOAD_BIN names another folder than bin.
 func Binary(flavor Flavor, name string) (string, error) {
 	dir := os.Getenv("GRAPHLOAD_BIN")
 	if dir == "" {
@@ -72,8 +71,8 @@ func Check() error {
 	return nil
 }
 
-// Programs returns the versions of what the scenarios run on, beside buildx. The Docker
-// engine must have been fetched.
+// Programs returns the versions of the programs that the scenarios use beside
+// buildx. The caller must have fetched the Docker engine.
 func Programs(ctx context.Context) ([]string, error) {
 	dir, err := dockerDir()
 	if err != nil {

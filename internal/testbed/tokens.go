@@ -14,19 +14,20 @@ import (
 	"github.com/pkg/errors"
 )
 
-// TokenOptions are how tokens for a registry are issued. The zero value issues
-// them as Docker Hub does: who may not do what is asked gets a token without it.
+// TokenOptions select how the token server of a registry answers. With the zero
+// value it answers as Docker Hub does: a user who lacks the requested access gets a
+// token without it.
 type TokenOptions struct {
-	GETOnly bool // POST is not found, as on older servers
-	Deny    bool // who may not do what is asked is refused with 403
+	GETOnly bool // refuse POST with 404, as older servers do
+	Deny    bool // refuse users who lack the requested access with 403
 }
 
-// tokenPath is where tokens are issued.
+// tokenPath is the path of the token server.
 const tokenPath = "/token"
 
-// tokenServer issues tokens of the distribution specification for the users of a
-// registry, which checks them. Clients that ask for it get a token for later
-// logins, the identity token in the configuration of Docker.
+// tokenServer issues tokens of the distribution specification to the users of a
+// registry, which verifies the tokens. A client that asks for one also gets a
+// refresh token, which Docker's configuration calls an identity token.
 type tokenServer struct {
 	host string
 	opt  RegistryOptions
@@ -47,7 +48,7 @@ func (s *tokenServer) keys() []byte {
 	return fmt.Appendf(nil, `{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"testbed","alg":"EdDSA","use":"sig","x":%q}]}`, base64.RawURLEncoding.EncodeToString(public))
 }
 
-// tokenClaims are what the tokens say.
+// tokenClaims are the claims of the tokens.
 type tokenClaims struct {
 	Issuer     string        `json:"iss"`
 	Subject    string        `json:"sub"`
@@ -66,7 +67,7 @@ type tokenAccess struct {
 }
 
 // serve answers a request for a token: GET with basic authentication, or POST with
-// a password or an identity token. It returns who got one, and for what.
+// a password or an identity token. It returns the user and the scopes of the token.
 func (s *tokenServer) serve(w http.ResponseWriter, req *http.Request) (user string, scopes []string) {
 	refuse := func(status int, message string) {
 		w.Header().Set("Content-Type", "application/json")
@@ -115,7 +116,8 @@ func (s *tokenServer) serve(w http.ResponseWriter, req *http.Request) (user stri
 	return user, scopes
 }
 
-// access returns what of the scopes a user may do, and if that is all of it.
+// access returns the part of the scopes that a user has access to, and whether that
+// is all of them.
 func (s *tokenServer) access(user string, scopes []string) (access []tokenAccess, all bool) {
 	all = true
 	for _, scope := range strings.Fields(strings.Join(scopes, " ")) {
@@ -147,7 +149,7 @@ func (s *tokenServer) issue(user string, access []tokenAccess) string {
 	return signed + "." + enc.EncodeToString(ed25519.Sign(s.key, []byte(signed)))
 }
 
-// user returns the user that a request has a token of, or "".
+// user returns the user named by the token of a request, or "".
 func (s *tokenServer) user(req *http.Request) string {
 	token, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
 	parts := strings.Split(token, ".")
@@ -162,7 +164,7 @@ func (s *tokenServer) user(req *http.Request) string {
 	if err := json.Unmarshal(dt, &claims); err != nil {
 		return ""
 	}
-	return claims.Subject // the registry checks it
+	return claims.Subject // the registry verifies the token
 }
 
 func (s *tokenServer) identify(user string) string {

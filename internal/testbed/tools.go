@@ -16,7 +16,7 @@ import (
 	"golang.org/x/mod/semver"
 )
 
-// buildxSums has the checksums of the releases of buildx that can be used.
+// buildxSums has the checksums of the supported releases of buildx.
 var buildxSums = map[string]string{
 	"v0.15.1": "h1:1cO6JIc0rOoC8tlxfXoh1HH1uxaNvYH1q7J7kv5enhw=",
 	"v0.23.0": "h1:qoYhuWyZ6PVCrWbkxClLzBWDBCUkyFK6Chjzg6nU+V8=",
@@ -28,15 +28,15 @@ var buildxSums = map[string]string{
 	"v0.38.2": "h1:TTn5GXRaZatKpvJ4l7xXuS/N8kTIkLFP0WvGRkbbW9U=",
 }
 
-// PatchedBuildx is the version of the buildx that graphload buildx builds.
+// PatchedBuildx is the version of the buildx built by graphload buildx.
 const PatchedBuildx = "v0.38.2+graphload"
 
-// BuildxVersions are the releases of buildx that can be used, oldest first.
+// BuildxVersions returns the supported releases of buildx, oldest first.
 func BuildxVersions() []string {
 	return slices.SortedFunc(maps.Keys(buildxSums), semver.Compare)
 }
 
-// CheckBuildx returns an error if one of the versions of buildx cannot be used.
+// CheckBuildx returns an error if one of the versions of buildx is not supported.
 func CheckBuildx(versions []string) error {
 	for _, version := range versions {
 		if _, ok := buildxSums[version]; !ok && version != PatchedBuildx {
@@ -47,8 +47,8 @@ func CheckBuildx(versions []string) error {
 }
 
 // Buildx returns the path of an unmodified buildx of the given version, or of
-// PatchedBuildx in bin of the repository. One that is unmodified is built when it is
-// used for the first time, and kept in the cache folder of the user.
+// PatchedBuildx in bin of the repository. The first call builds an unmodified buildx
+// into the cache folder of the user.
 func Buildx(ctx context.Context, version string) (string, error) {
 	if version == PatchedBuildx {
 		root, err := upstream.Root()
@@ -73,8 +73,8 @@ func Buildx(ctx context.Context, version string) (string, error) {
 }
 
 // DockerfileFrontend returns the path of the Dockerfile frontend of the BuildKit
-// that go.mod requires, as it is in an image for gateway.v0. It is built when it is
-// used for the first time, and kept in the cache folder of the user.
+// that go.mod requires, as in an image for gateway.v0. The first call builds it into
+// the cache folder of the user.
 func DockerfileFrontend(ctx context.Context) (string, error) {
 	root, err := upstream.Root()
 	if err != nil {

@@ -1,8 +1,8 @@
 // Command fitruntime is runc for machines whose root does not have all
-// capabilities, and for a runc that is older than the engine. Docker gives a
-// privileged container all capabilities that the kernel knows, and namespaces that
-// a recent runc knows. runc refuses what it cannot give. That is taken out of the
-// configuration of the container.
+// capabilities, and for a runc that is older than the engine. Docker asks for all
+// capabilities that the kernel knows for a privileged container, and for namespaces
+// that a recent runc knows. runc refuses what it cannot provide, so fitruntime
+// removes that from the configuration of the container.
 package main
 
 import (
@@ -41,7 +41,7 @@ func run(args []string) error {
 			return err
 		}
 	}
-	// a process that joins a container has a file of its own
+	// runc exec reads the configuration of a process from a file
 	for i, arg := range args {
 		if (arg == "--process" || arg == "-p") && i+1 < len(args) {
 			if err := fit(args[i+1], nested("capabilities")); err != nil {
@@ -82,7 +82,7 @@ func fitNamespaces(path string) error {
 func nested(keys ...string) func(map[string]any) map[string]any {
 	return func(m map[string]any) map[string]any {
 		for _, key := range keys {
-			m, _ = m[key].(map[string]any) //nolint:errcheck // nil when it is not there
+			m, _ = m[key].(map[string]any) //nolint:errcheck // nil if it is missing
 		}
 		return m
 	}
