@@ -18,7 +18,7 @@ func TestBake(t *testing.T) {
 		for _, scenario := range slices.Concat(testbed.Scenarios, testbed.Timed) {
 			t.Run(version+"/"+scenario.Name, func(t *testing.T) {
 				if scenario.NeedsDocker && version == testbed.PatchedBuildx {
-					t.Skip("compose brings a buildx of its own")
+					t.Skip("compose has its own buildx")
 				}
 				bakeTwice(t, scenario, b)
 			})
