@@ -1,4 +1,4 @@
-// Package bench measures what lazy solves cost, as users meet it.
+// Package bench measures the cost of lazy solves to users.
 package bench
 
 import (
@@ -14,30 +14,30 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Row is one kind of work.
+// Row is one measurement of the comparison.
 type Row struct {
 	Name   string
 	Unit   Unit
-	Bar    float64 // how many times the figure of upstream is acceptable, 0 for any
+	Bar    float64 // acceptable ratio to upstream's figure, 0 for any
 	Noisy  bool    // within the noise of the measurement
-	Max    float64 // what is acceptable in units, 0 for any
-	Rounds int     // at most so many, 0 for as many as wanted
+	Max    float64 // acceptable figure in units, 0 for any
+	Rounds int     // maximum number of rounds, 0 for no maximum
 	Run    runFunc
 }
 
 type runFunc func(context.Context, *Target) (float64, error)
 
-// Unit is what a row is measured in.
+// Unit is the unit of the figures of a row.
 type Unit string
 
 // The units of rows.
 const (
 	Time  Unit = "ns"
 	Bytes Unit = "B"
-	Times Unit = "x" // as much as before
+	Times Unit = "x" // relative to the figure before
 )
 
-// Format returns a figure of the unit for people.
+// Format formats a figure of the unit for people.
 func (u Unit) Format(v float64) string {
 	switch u {
 	case Time:
@@ -48,7 +48,7 @@ func (u Unit) Format(v float64) string {
 	return fmt.Sprintf("%.0f %s", v, u)
 }
 
-// Target is a daemon that is measured. It must be closed.
+// Target is a daemon to measure. The caller must close it.
 type Target struct {
 	Daemon *testbed.Daemon
 	Client *client.Client
@@ -57,7 +57,7 @@ type Target struct {
 
 	builder  *testbed.Builder
 	binaries map[string]string // of tests, by package
-	temp     []string          // folders that are deleted at the end
+	temp     []string          // folders that Close removes
 }
 
 // NewTarget starts a daemon on a fresh root.
@@ -94,7 +94,7 @@ func (t *Target) Close() error {
 	return t.Daemon.Close()
 }
 
-// timed is a row that is measured in time.
+// timed returns the runFunc of a row whose unit is time.
 func timed(f func(context.Context, *Target) (time.Duration, error)) runFunc {
 	return func(ctx context.Context, t *Target) (float64, error) {
 		d, err := f(ctx, t)
@@ -104,15 +104,15 @@ func timed(f func(context.Context, *Target) (time.Duration, error)) runFunc {
 
 var notWord = regexp.MustCompile(`[^A-Za-z0-9]+`)
 
-// ID is the name without spaces.
+// ID returns the name without spaces.
 func (r Row) ID() string {
 	return notWord.ReplaceAllString(r.Name, "_")
 }
 
-// Rows are the works that are measured.
+// Rows are the measurements of the comparison.
 var Rows = rows()
 
-// Find returns the rows whose name has one of the parts, all of them for none.
+// Find returns the rows whose name includes one of the parts, or all if parts is empty.
 func Find(parts []string) ([]Row, error) {
 	if len(parts) == 0 {
 		return Rows, nil
@@ -157,7 +157,7 @@ func rows() (out []Row) {
 		}
 	}
 	during := discard
-	during.time = "200x" // what is timed is short, what it takes to get there is not
+	during.time = "200x" // the timed part is short, but its setup is not
 	return append(out,
 		Row{Name: "merge a chain of 1600 steps and discard", Unit: Time, Bar: 1.2, Run: discard.run("BenchmarkMergeChain")},
 		Row{Name: "discard while another build imports a cache", Unit: Time, Bar: 1.2, Run: during.run("BenchmarkDiscardDuringImport")},

@@ -24,16 +24,15 @@ import (
 // CapSolveLoad is the capability of a daemon that loads lazy solves.
 const CapSolveLoad apicaps.CapID = "gateway.solve.load"
 
-// Graph is a set of targets that are chained on each other. Each is a build
-// with a session of its own, does one second of work that needs its secret and
-// not the results of the others, and then takes what the targets it is chained
-// on have made.
+// Graph is a set of targets that are chained on each other. Each target is a build with
+// its own session. It does one second of work that needs its secret and not the results
+// of the others, and then copies the results of the targets that it is chained on.
 type Graph struct {
 	Name    string
-	Targets [][]int // for each target those it is chained on, which come before it
+	Targets [][]int // for each target, the earlier targets that it is chained on
 }
 
-// Graphs are those of the comparison.
+// Graphs are the graphs of the comparison.
 var Graphs = []Graph{
 	{Name: "chain of five", Targets: [][]int{nil, {0}, {1}, {2}, {3}}},
 	{Name: "diamond of six", Targets: [][]int{nil, {0}, {0}, {0}, {0}, {1, 2, 3, 4}}},
@@ -67,10 +66,10 @@ func CompareClients(ctx context.Context, w io.Writer, rounds int) (retErr error)
 	return errors.WithStack(tw.Flush())
 }
 
-// Client evaluates the targets of a graph and returns how long that took. An
-// ordered client evaluates a target when those it is chained on are done, as
-// clients have to with a daemon that does not load lazy solves; otherwise all
-// are evaluated when they have been solved.
+// Client evaluates the targets of a graph and returns how long that took. An ordered
+// client evaluates a target when the targets that it is chained on are done, which
+// clients must do if the daemon does not load lazy solves. Otherwise, the client
+// evaluates each target as soon as it is solved.
 func (g Graph) Client(ctx context.Context, c *client.Client, ordered bool) (time.Duration, error) {
 	return withRootfs(func(_ string, _, rootfs fsutil.FS) (time.Duration, error) {
 		return g.client(ctx, c, rootfs, ordered)
@@ -150,8 +149,8 @@ func wait(ctx context.Context, ch chan struct{}) error {
 	}
 }
 
-// target is the work of a target: a step of a second that passes only with the
-// secret of this target, and the results of others copied to it.
+// target returns the state of a target: a step of one second that passes only with the
+// secret of this target, and the copied results of others.
 func target(i int, secret string, deps []int, states []llb.State) llb.State {
 	root := llb.Local("rootfs", llb.SharedKeyHint("clients"))
 	st := llb.Scratch().File(llb.Copy(root, "/", "/")).Run(

@@ -19,14 +19,14 @@ import (
 	"github.com/tonistiigi/fsutil"
 )
 
-// buildxVersion is the buildx that bakes.
+// buildxVersion is the version of buildx for bakes.
 const buildxVersion = "v0.38.2"
 
 //go:embed testdata/docker-bake.hcl
 var bakeFile []byte
 
 // withRootfs calls f with a temporary folder that has a root filesystem in rootfs, and
-// with the files of both.
+// with both folders as fsutil.FS.
 func withRootfs(f func(dir string, files, rootfs fsutil.FS) (time.Duration, error)) (time.Duration, error) {
 	dir, err := os.MkdirTemp("", "graphload-bench-")
 	if err != nil {
@@ -47,7 +47,7 @@ func withRootfs(f func(dir string, files, rootfs fsutil.FS) (time.Duration, erro
 	return f(dir, files, rootfs)
 }
 
-// solveAndEvaluate builds st in a build that has local files.
+// solveAndEvaluate solves and evaluates st in a build with local files.
 func solveAndEvaluate(ctx context.Context, t *Target, st llb.State, local map[string]fsutil.FS) (d time.Duration, err error) {
 	def, err := marshal(ctx, st)
 	if err != nil {
@@ -100,7 +100,7 @@ func evaluateExecs(n int) runFunc {
 	})
 }
 
-// stages is a Dockerfile of ten stages, of which each builds on the one before.
+// stages returns a Dockerfile of ten stages, each of which builds on the one before.
 func stages() string {
 	var b strings.Builder
 	b.WriteString("FROM scratch AS base\nCOPY rootfs /\n")
@@ -115,7 +115,7 @@ func stages() string {
 	return b.String()
 }
 
-// dockerfile builds ten stages that have not been built before, or that have.
+// dockerfile measures a build of ten stages, with all or none of them in the cache.
 func dockerfile(cached bool) runFunc {
 	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
 		return withRootfs(func(dir string, files, _ fsutil.FS) (time.Duration, error) {
@@ -139,7 +139,7 @@ func dockerfile(cached bool) runFunc {
 	})
 }
 
-// bake measures buildx with a chain of targets that have not been built before.
+// bake measures a bake of a chain of targets without the cache.
 var bake = timed(func(ctx context.Context, t *Target) (time.Duration, error) {
 	b, err := t.Builder(ctx)
 	if err != nil {

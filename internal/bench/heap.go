@@ -8,8 +8,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// heaps returns the heap of the daemon before a build, while it holds solves of
-// so many steps each, and after it.
+// heaps returns the heap of the daemon before a build, while the build holds the given
+// number of solves with steps steps each, and after it.
 func heaps(ctx context.Context, t *Target, solves, steps int) (before, held, after float64, err error) {
 	if before, err = idleHeap(ctx, t); err != nil {
 		return 0, 0, 0, err
@@ -34,8 +34,8 @@ func heaps(ctx context.Context, t *Target, solves, steps int) (before, held, aft
 	return before, held, after, err
 }
 
-// idleHeap returns the smallest heap of several that are measured one after the
-// other, as builds are not gone at the moment when their clients return.
+// idleHeap measures the heap several times and returns the smallest value, because the
+// daemon may still release a build after its client has returned.
 func idleHeap(ctx context.Context, t *Target) (least float64, _ error) {
 	for range 10 {
 		heap, err := t.Daemon.Heap(ctx)
@@ -54,8 +54,7 @@ func idleHeap(ctx context.Context, t *Target) (least float64, _ error) {
 	return least, nil
 }
 
-// heapHeld measures the heap that a build holds for each step that it has
-// solved lazily.
+// heapHeld measures the heap that a build holds for each lazily solved step.
 func heapHeld(solves, steps int) runFunc {
 	return func(ctx context.Context, t *Target) (float64, error) {
 		before, held, _, err := heaps(ctx, t, solves, steps)
@@ -63,7 +62,7 @@ func heapHeld(solves, steps int) runFunc {
 	}
 }
 
-// heapLeft measures the heap after a build in terms of the one before it.
+// heapLeft measures the ratio of the heap after a build to the heap before it.
 func heapLeft(solves, steps int) runFunc {
 	return func(ctx context.Context, t *Target) (float64, error) {
 		before, _, after, err := heaps(ctx, t, solves, steps)

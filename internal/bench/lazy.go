@@ -17,17 +17,17 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// chain is a definition of exec steps that follow each other, of which copies
-// can be made that have not been seen before. Marshaling a deep chain of states
-// would take a client far longer than the daemon needs for it.
+// chain is a definition of exec steps that depend on each other. It makes copies with
+// new digests without marshaling states again: for a deep chain, that would take the
+// client far longer than the daemon needs to load it.
 type chain struct {
 	ops      []*pb.Op // inputs first, the terminal is last
 	digests  []string
 	metadata map[string]*pb.OpMetadata
 }
 
-// newChain makes a chain of n steps. They need secrets, as the steps do that all
-// of this is about.
+// newChain makes a chain of n steps. They need secrets, like the steps that users
+// load lazily.
 func newChain(ctx context.Context, n int) (*chain, error) {
 	st := llb.Scratch().File(llb.Mkfile("/id", 0o600, []byte(identity.NewID())))
 	for i := range n {
@@ -52,8 +52,8 @@ func newChain(ctx context.Context, n int) (*chain, error) {
 	return c, nil
 }
 
-// fresh returns definitions of the first steps of a chain that has not been seen
-// before, one for each number of steps.
+// fresh returns definitions of the first steps of a chain with new digests, one for
+// each number of steps.
 func (c *chain) fresh(steps ...int) ([]*pb.Definition, error) {
 	names := map[string]string{}
 	var ops [][]byte
@@ -88,7 +88,7 @@ func (c *chain) fresh(steps ...int) ([]*pb.Definition, error) {
 	return defs, nil
 }
 
-// rename marshals op with the new names of its inputs.
+// rename marshals op with the new digests of its inputs.
 func (c *chain) rename(op *pb.Op, names map[string]string) ([]byte, error) {
 	for _, in := range op.Inputs {
 		in.Digest = names[in.Digest]
@@ -97,10 +97,10 @@ func (c *chain) rename(op *pb.Op, names map[string]string) ([]byte, error) {
 	return dt, errors.WithStack(err)
 }
 
-// chains are made when a row is run for the first time.
+// chains has the chains by length. Each is made on first use.
 var chains sync.Map
 
-// chainOf returns the definition of n fresh steps.
+// chainOf returns the definition of n steps with new digests.
 func chainOf(ctx context.Context, n int) (*pb.Definition, error) {
 	defs, err := chainsOf(ctx, n, n)
 	if err != nil {
@@ -122,7 +122,7 @@ func chainsOf(ctx context.Context, n int, steps ...int) ([]*pb.Definition, error
 }
 
 // wide returns the definition of n exec steps in chains of 100, so that an error
-// has not far to go.
+// passes few steps.
 func wide(ctx context.Context, n int) (*pb.Definition, error) {
 	const deep = 100
 	id := identity.NewID()
@@ -138,7 +138,7 @@ func wide(ctx context.Context, n int) (*pb.Definition, error) {
 	return marshal(ctx, llb.Merge(chains))
 }
 
-// newStep returns a step that has not been built before.
+// newStep returns a step with a new digest.
 func newStep(ctx context.Context) (*step, error) {
 	def, err := marshal(ctx, llb.Scratch().File(llb.Mkfile("/id", 0o600, []byte(identity.NewID()))))
 	if err != nil {
@@ -211,8 +211,7 @@ func repeated(steps, times int) runFunc {
 	})
 }
 
-// emptyBuilds measures builds that do nothing while others hold what they have
-// solved.
+// emptyBuilds measures builds that do nothing while other builds hold their results.
 func emptyBuilds(n, holders, steps int) runFunc {
 	return timed(func(ctx context.Context, t *Target) (time.Duration, error) {
 		release := make(chan struct{})

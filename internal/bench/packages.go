@@ -17,21 +17,21 @@ import (
 	"golang.org/x/tools/benchmark/parse"
 )
 
-// packageBench is a Go benchmark of a package of BuildKit that is in files of this
-// repository, which use nothing of the change. An overlay puts them into upstream's
-// tree.
+// packageBench is a Go benchmark of a package of BuildKit. Its files are in this
+// repository and use nothing of the change, so that an overlay can put them into
+// upstream's tree.
 type packageBench struct {
 	pkg   string
 	files []string
-	time  string // of -test.benchtime, "" for the usual
+	time  string // of -test.benchtime, "" for the default
 }
 
-// run measures the time of an operation of the benchmark with the given name.
+// run measures the time of one operation of the benchmark with the given name.
 func (p packageBench) run(name string) runFunc {
 	return p.compare(name, name)
 }
 
-// compare is run with one benchmark for upstream and another for graphload.
+// compare is like run, with one benchmark for upstream and another for graphload.
 func (p packageBench) compare(upstream, graphload string) runFunc {
 	return func(ctx context.Context, t *Target) (float64, error) {
 		bin, err := p.binary(ctx, t)
@@ -61,7 +61,7 @@ func pattern(name string) string {
 	return strings.Join(parts, "/")
 }
 
-// nanoseconds returns the time of an operation of the only benchmark in out.
+// nanoseconds returns the time of one operation of the only benchmark in out.
 func nanoseconds(name string, out []byte) (float64, error) {
 	set, err := parse.ParseSet(bytes.NewReader(out))
 	if err != nil {

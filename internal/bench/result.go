@@ -19,20 +19,20 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Result is what was measured for a row on both daemons.
+// Result has the measurements of a row on both daemons.
 type Result struct {
 	Row
 	Samples map[testbed.Flavor][]float64
 }
 
 const (
-	// Rows that take less time than this are measured in more rounds.
+	// Rows that take less time than minRowTime run more rounds.
 	minRowTime = 20 * time.Second
 	maxRounds  = 150
 )
 
-// Measure runs a row on the daemons in turns, with the one that is first
-// changing each time. The first turn warms up and does not count.
+// Measure runs a row on the daemons in turns, and changes which daemon is first each
+// time. The first turn warms up and does not count.
 func Measure(ctx context.Context, row Row, targets map[testbed.Flavor]*Target, rounds int) (*Result, error) {
 	most := maxRounds
 	if row.Rounds > 0 {
@@ -79,7 +79,7 @@ func (r *Result) Median(flavor testbed.Flavor) float64 {
 	return Median(r.Samples[flavor])
 }
 
-// Ratio returns the median of graphload in terms of that of upstream.
+// Ratio returns the ratio of the median of graphload to that of upstream.
 func (r *Result) Ratio() float64 {
 	return r.Median(testbed.Graphload) / r.Median(testbed.Upstream)
 }
@@ -103,9 +103,9 @@ func (r *Result) Interval() (lo, hi float64) {
 	return ratios[resamples*25/1000], ratios[resamples*975/1000]
 }
 
-// Missed reports if the row is over its bar. Where the bar is upstream itself
-// the ratio of two equal daemons is above it half of the time, so there the
-// whole interval must be.
+// Missed reports whether the row is over its bar. If the bar is upstream's figure, the
+// ratio of two equal daemons is above it half of the time, so the whole interval must
+// be above it.
 func (r *Result) Missed() bool {
 	if r.Max > 0 && r.Median(testbed.Graphload) > r.Max {
 		return true

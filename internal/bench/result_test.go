@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// result has n samples of each daemon, those of ours being ratio times as high.
+// result returns n samples of each daemon. Ours are ratio times as high as upstream's.
 func result(row Row, n int, ratio float64) *Result {
 	r := &Result{Row: row, Samples: map[testbed.Flavor][]float64{}}
 	for i := range n {

@@ -15,17 +15,17 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Status is watched for this long, and for longer while there are fewer loads
-// or latencies than this.
+// watch measures latencies for at least statusTime, and until there are leastStatuses
+// loads and latencies.
 const (
 	statusTime    = 4 * time.Second
 	leastStatuses = 20
 )
 
-// statusLatency measures how long another build waits for the status of a step
-// that it starts while graphs of n steps are loaded, and returns the 99th
-// percentile. Upstream does not load a graph before it is evaluated, so there
-// it is; the evaluation fails at the step that all others follow.
+// statusLatency measures how long a build waits for the status of a step that it
+// starts while the daemon loads graphs of n steps, and returns the 99th percentile.
+// Upstream loads a graph only when it is evaluated, so there the graphs are evaluated;
+// the evaluation fails at the step that all others depend on.
 func statusLatency(n int) runFunc {
 	return func(ctx context.Context, t *Target) (float64, error) {
 		def, err := wide(ctx, n)
@@ -78,7 +78,7 @@ func load(ctx context.Context, gc gateway.Client, def *pb.Definition, flavor tes
 	return errors.WithStack(context.Cause(ctx))
 }
 
-// step is one that is started while its status is watched.
+// step is a step to start while a client watches its status.
 type step struct {
 	def    *pb.Definition
 	digest digest.Digest
@@ -86,8 +86,8 @@ type step struct {
 	seen   chan time.Time // receives one time
 }
 
-// watch starts one step after the other until there are enough, and returns how
-// long the status of each was awaited.
+// watch starts one step after the other until enough returns true, and returns how
+// long it waited for the status of each.
 func watch(ctx context.Context, c *client.Client, enough func(int) bool) ([]time.Duration, error) {
 	var (
 		awaited   atomic.Pointer[step]
