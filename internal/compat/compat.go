@@ -30,13 +30,14 @@ const clientTests = "^(TestChildFirst|TestOrders|TestEvaluatedBy|TestIsolation|T
 // of them passes on both or on none.
 const strangerTests = "^TestStrangers$"
 
-// How the table calls the clients of these tests.
+// Names in the table for the clients of these tests.
 const (
 	goClient = "Go client"
 	beside   = "beside an unrelated build"
 )
 
-// Table is what passes with which client, on upstream's daemon and on this one.
+// Table counts the runs that pass with each client, on upstream's daemon and on this
+// one.
 type Table struct {
 	Version   string // of BuildKit
 	Date      time.Time
@@ -46,7 +47,7 @@ type Table struct {
 	Markdown  string   // file
 	JSON      string   // file, which is read if only some scenarios are run
 
-	programs []string // versions of what takes part beside buildx
+	programs []string // versions of the other programs
 	complete bool     // everything has run
 	rows     []tableRow
 }
@@ -68,9 +69,9 @@ type tableRow struct {
 	Passed   map[testbed.Flavor]int `json:"passed"`
 }
 
-// Fill runs everything and writes the table after each part, so that nothing is
-// lost when it is interrupted; it says then that it is not complete. It fails when
-// something failed on the daemon that must not fail.
+// Fill runs everything and writes the table after each part, so that an interruption
+// loses no finished part. Until the end, the table says that it is not complete. Fill
+// returns an error if something failed on the daemon with the change.
 func (t *Table) Fill(ctx context.Context, root string) error {
 	scenarios := testbed.Scenarios
 	var err error
@@ -88,7 +89,7 @@ func (t *Table) Fill(ctx context.Context, root string) error {
 			return err
 		}
 	}
-	complete := t.complete // as it was, if only some scenarios are run
+	complete := t.complete // kept if only some scenarios run
 	t.complete = false
 	d := &demo.Table{Runs: t.Runs, Scenarios: scenarios, Buildx: t.Buildx, Columns: demo.Columns(testbed.Flavors), Together: true}
 	d.Done = func(scenario testbed.Scenario) error {
@@ -153,9 +154,8 @@ func (t *Table) Fill(ctx context.Context, root string) error {
 	return stderrors.Join(append(failed, t.write())...)
 }
 
-// runClientTests runs the tests of the Go client on a daemon, and calls ended
-// for each end of a test that has no others below. One that is skipped did not
-// pass.
+// runClientTests runs the tests of the Go client on a daemon, and calls ended each
+// time a test without subtests ends. A test that is skipped counts as not passed.
 func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, tests string, runs int, ended func(name string, pass bool)) error {
 	args := []string{"-timeout", "0", "-count", fmt.Sprint(runs), "-run", tests, "./integration", "-flavor", string(flavor)}
 	var log strings.Builder
@@ -183,13 +183,13 @@ func runClientTests(ctx context.Context, dir string, flavor testbed.Flavor, test
 	if count == 0 {
 		return errors.Wrapf(err, "no test ran on the %s daemon: %s", flavor, log.String())
 	}
-	if err != nil && flavor == testbed.Graphload { // tests that fail are counted
+	if err != nil && flavor == testbed.Graphload { // the table counts tests that fail
 		fmt.Fprint(os.Stderr, log.String())
 	}
 	return nil
 }
 
-// set adds a row of today, or replaces it.
+// set adds or replaces a row, with today's date.
 func (t *Table) set(row tableRow) {
 	row.Date = t.Date.Format(time.DateOnly)
 	for i, r := range t.rows {
@@ -201,7 +201,7 @@ func (t *Table) set(row tableRow) {
 	t.rows = append(t.rows, row)
 }
 
-// read takes over a table that was made with the same programs and as many runs.
+// read reads the earlier table, which must have the same programs and number of runs.
 func (t *Table) read() error {
 	dt, err := os.ReadFile(t.JSON)
 	if err != nil {

@@ -21,8 +21,8 @@ import (
 const (
 	// engineClientTests can run on either engine.
 	engineClientTests = "^(TestEngineChildFirst|TestEngineCredentials|TestEngineRefusedLogins)$"
-	// engineHeading starts the part of the table that is about the Docker engine. It
-	// comes last, and is written apart from the rest.
+	// engineHeading starts the part of the table about the Docker engine. That part
+	// comes last, and EngineTable alone writes it.
 	engineHeading = "\n## Docker engine\n"
 )
 
@@ -34,10 +34,10 @@ type EngineTable struct {
 	Markdown string // file of the whole table
 
 	rows  []tableRow // of scenarios with buildx
-	tests []tableRow // of the Go client, or of what is the same on both
+	tests []tableRow // of the Go client, or of builds that are the same on both
 }
 
-// Fill runs the tests of the engine and writes what came out of them.
+// Fill runs the tests of the engine and writes the results.
 func (t *EngineTable) Fill(ctx context.Context, root string) error {
 	progress.Printf("tests of the Go client on upstream's engine")
 	if err := t.run(ctx, root, testbed.Upstream, engineClientTests); err != nil && ctx.Err() != nil {
@@ -54,14 +54,14 @@ func (t *EngineTable) Fill(ctx context.Context, root string) error {
 	return testErr
 }
 
-// passes is what a test prints of the runs of a scenario.
+// passes matches the line that a test prints about the runs of a scenario.
 var passes = regexp.MustCompile(`scenario "([^"]+)" with buildx (\S+): (\d+) passes on upstream's engine, (\d+) on graphload's`)
 
-// PassesFormat is how a test has to print it.
+// PassesFormat is the format of that line.
 const PassesFormat = "scenario %q with buildx %s: %d passes on upstream's engine, %d on graphload's"
 
-// run runs tests, and adds a row for each scenario and each test without others below.
-// The error is that of the tests on the engine with the change.
+// run runs tests, and adds a row for each scenario and each test without subtests. It
+// returns only the error of tests on the engine with the change.
 func (t *EngineTable) run(ctx context.Context, root string, flavor testbed.Flavor, tests string) error {
 	args := []string{"-timeout", "0", "-count", "1", "-run", tests, "./integration", "-engine", "-container-runs", fmt.Sprint(t.Runs), "-flavor", string(flavor)}
 	above, compared := map[string]bool{}, map[string]bool{}
@@ -120,7 +120,7 @@ func (t *EngineTable) write() error {
 	return files.Write(t.Markdown, append(slices.Clone(rest), t.markdown()...), 0o644)
 }
 
-// engineSection returns the part about the engine of a table that was written before.
+// engineSection returns the part about the engine in an earlier table.
 func engineSection(path string) (string, error) {
 	dt, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -184,7 +184,7 @@ command where that builds.
 	return sb.String()
 }
 
-// arrow shows the runs that passed.
+// arrow formats the numbers of passed runs.
 func arrow(row tableRow) string {
 	return fmt.Sprintf("%d → %d", row.Passed[testbed.Upstream], row.Passed[testbed.Graphload])
 }

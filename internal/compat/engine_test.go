@@ -11,15 +11,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestPassesFormat reads what the tests print.
+// TestPassesFormat parses a line that the tests print.
 func TestPassesFormat(t *testing.T) {
 	t.Parallel()
 	m := passes.FindStringSubmatch("    engine_test.go:1: " + fmt.Sprintf(PassesFormat, "base with a secret, child: chained", "v0.29.1", 0, 10) + "\n")
 	require.Equal(t, []string{"base with a secret, child: chained", "v0.29.1", "0", "10"}, m[1:])
 }
 
-// TestEngineTable writes the part about the engine and the rest by turns: neither
-// loses the other.
+// TestEngineTable writes the part about the engine and the rest in turns. Neither may
+// remove the other.
 func TestEngineTable(t *testing.T) {
 	dir := t.TempDir()
 	md := filepath.Join(dir, "table.md")
