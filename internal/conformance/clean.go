@@ -14,12 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// marker is the environment variable that every process of a run inherits, so
-// that they are found when the one that started them is gone.
+// marker is the environment variable that every process of a run inherits, so that
+// killMarked finds it even after its parent is gone.
 const marker = "GRAPHLOAD_CONFORMANCE"
 
-// killMarked kills the processes of a run, with those that they started, and
-// waits for their end.
+// killMarked kills the processes of a run and their children, and waits for their
+// end.
 func killMarked(dir string) error {
 	want := []byte(marker + "=" + dir)
 	deadline := time.Now().Add(stopTimeout)
@@ -70,13 +70,13 @@ func killMarked(dir string) error {
 	}
 }
 
-// parent returns the parent of a process, and if it has not ended.
+// parent returns the parent of a process, and whether the process still runs.
 func parent(pid int) (int, bool) {
 	dt, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return 0, false
 	}
-	// the name, in parentheses, can have spaces
+	// the name, in parentheses, can include spaces
 	fields := strings.Fields(string(dt[bytes.LastIndexByte(dt, ')')+1:]))
 	if len(fields) < 2 || fields[0] == "Z" {
 		return 0, false

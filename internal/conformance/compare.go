@@ -2,40 +2,40 @@ package conformance
 
 import "slices"
 
-// Verdict is what comes out of comparing one test.
+// Verdict is the result of comparing one test.
 type Verdict string
 
 const (
-	// Regression is a test that upstream's daemon passes and ours does not, or that
-	// ends with upstream's only, also when both try again.
+	// Regression is a test that passes, or at least ends, only with upstream's
+	// daemon, even when retried with both.
 	Regression Verdict = "regression"
-	// Unsteady is a test that differed in the first run but not when it was tried
-	// again, or that fails at times on both.
+	// Unsteady is a test that differed in the first run but not when retried, or
+	// that is flaky with both daemons.
 	Unsteady Verdict = "unsteady"
-	// Improved is a test that ours passes and upstream's daemon does not.
+	// Improved is a test that passes with our daemon and not with upstream's.
 	Improved Verdict = "improved"
-	// Otherwise is a test that neither passes, which ended differently.
+	// Otherwise is a test that passes with neither daemon, but ended differently.
 	Otherwise Verdict = "otherwise"
 )
 
-// Difference is a test that ended differently.
+// Difference is a test with different results.
 type Difference struct {
 	Package string  `json:"package"`
 	Test    string  `json:"test"`
 	Verdict Verdict `json:"verdict"`
-	// how the first run and those after it ended
+	// results of the first run and of the retries
 	Upstream  []Status `json:"upstream"`
 	Graphload []Status `json:"graphload"`
 	Output    string   `json:"output,omitempty"`
 }
 
-// candidates returns the tests that ended worse with ours. A test that fails is not
-// returned when one below it does: it failed with that.
+// candidates returns the tests with worse results for our daemon. It leaves out a test
+// that fails if one of its subtests fails, which is then the cause.
 func candidates(up, gl Results) []string {
 	var out []string
-	above, failed := map[string]struct{}{}, map[string]struct{}{} // of what is returned, of what fails
+	above, failed := map[string]struct{}{}, map[string]struct{}{} // parents of results, parents of failures
 	all := names(up, gl)
-	for i := len(all) - 1; i >= 0; i-- { // what is below before what is above
+	for i := len(all) - 1; i >= 0; i-- { // subtests first
 		test := all[i]
 		if _, ok := above[test]; ok {
 			continue
@@ -54,9 +54,9 @@ func candidates(up, gl Results) []string {
 	return out
 }
 
-// worse tells if ours did not pass where upstream did, did not end where upstream
-// did, or failed where upstream has no such test, skips it or did not get to its
-// end: how it ends there has to be found out.
+// worse reports whether a test passed or ended only with upstream's daemon. It also
+// returns true if the test failed with ours while upstream's run lacks it, skips it or
+// did not finish it: a retry has to show how it ends there.
 func worse(up, gl Status) bool {
 	switch up {
 	case Pass:
@@ -71,8 +71,8 @@ func worse(up, gl Status) bool {
 	return false
 }
 
-// others returns the tests without others below that did not end worse with ours,
-// but differently.
+// others returns the tests without subtests whose results differ, but are not worse
+// with our daemon.
 func others(up, gl Results) map[string]Verdict {
 	out := map[string]Verdict{}
 	above := parents(up, gl)
@@ -89,9 +89,9 @@ func others(up, gl Results) map[string]Verdict {
 	return out
 }
 
-// judge decides about a test that differed in the first run, which both lists
-// start with. It is a regression unless, when tried again, ours does as often as
-// upstream what is wanted, or both do at times and at others do not.
+// judge returns the verdict on a test that differed in the first run, with which both
+// lists start. The test is a regression unless ours has the wanted result in as many
+// retries as upstream, or the test is flaky with both daemons.
 func judge(up, gl []Status) Verdict {
 	tries, wanted, did := tally(up, gl)
 	if tries > 0 && (did >= wanted || did > 0 && wanted < tries) {
@@ -100,17 +100,17 @@ func judge(up, gl []Status) Verdict {
 	return Regression
 }
 
-// undecided tells if the tries are too few: upstream did at times what is wanted and
-// at others did not, so that ours, which has not yet, may only have been unlucky.
+// undecided reports whether there are too few retries: the test is flaky with
+// upstream's daemon and never had the wanted result with ours, which may be bad luck.
 func undecided(up, gl []Status) bool {
 	tries, wanted, did := tally(up, gl)
 	return did == 0 && 0 < wanted && wanted < tries
 }
 
-// tally counts the tries after the first run, and those in which upstream and ours
-// did what is wanted. What upstream only fails is wanted to end, and everything else
-// to pass. A test that upstream never started is wanted to pass always, and one that
-// it skips to pass or be skipped.
+// tally counts the retries, and those with the wanted result: for upstream in wanted,
+// for ours in did. A test that upstream only fails has to end; any other has to pass. A
+// test that upstream never started has to pass always, and one that upstream skips has
+// to pass or be skipped.
 func tally(up, gl []Status) (tries, wanted, did int) {
 	added := !slices.ContainsFunc(up, func(s Status) bool { return s != Missing })
 	ends := slices.Contains(up, Fail) && !slices.Contains(up, Pass) && !slices.Contains(up, Skip)

@@ -163,7 +163,7 @@ func TestUndecided(t *testing.T) {
 	}
 }
 
-// newRunner has package p, with the tests in src, in both trees.
+// newRunner returns a runner whose trees both have package p with the tests in src.
 func newRunner(t *testing.T, src string) *runner {
 	t.Helper()
 	dir := t.TempDir()
@@ -182,8 +182,8 @@ func newRunner(t *testing.T, src string) *runner {
 	return r
 }
 
-// What upstream fails at times is tried until ours has passed too, or never does.
-// Everything else is tried as often as it is to be.
+// Tests that are flaky with upstream's daemon are retried until they pass with ours,
+// up to a limit. All others are retried Retries times.
 func TestRetry(t *testing.T) {
 	r := newRunner(t, `package p
 import ("os"; "path/filepath"; "strings"; "testing")
@@ -257,7 +257,7 @@ func TestAgain(t *testing.T) {
 	}))
 }
 
-// A test that ends its process must not decide about the others.
+// A test that ends its process must not affect the verdicts of the others.
 func TestAgainCrash(t *testing.T) {
 	r := newRunner(t, `package p
 import "testing"
@@ -281,7 +281,7 @@ func TestD(*testing.T) {}
 	require.Contains(t, rs["TestC"].Output, "C fails")
 }
 
-// Nothing is taken for a run that fails.
+// A run that fails leaves no complete report.
 func TestNotComplete(t *testing.T) {
 	bin := t.TempDir()
 	opt := Options{
@@ -313,9 +313,9 @@ func TestNotComplete(t *testing.T) {
 	for _, name := range []string{"solver_pb-upstream.log", "client-graphload-again1.log"} {
 		require.NoError(t, os.WriteFile(filepath.Join(logs, name), nil, 0o600))
 	}
-	other := filepath.Join(logs, "TestBake-graphload.log") // as of make integration, with --output build
+	other := filepath.Join(logs, "TestBake-graphload.log") // as make integration writes it, for --output build
 	require.NoError(t, os.WriteFile(other, nil, 0o600))
-	require.NoError(t, Clear(opt.Output)) // before the next one
+	require.NoError(t, Clear(opt.Output)) // before the next run
 	left, err := os.ReadDir(logs)
 	require.NoError(t, err)
 	require.Len(t, left, 1)
@@ -451,7 +451,7 @@ func TestVoid(t *testing.T) {
 			crashed: [2]bool{true, true},
 			want:    "client: the test process did not come to its end with either",
 		},
-		"a crash of upstream's": { // what it left out is tried again, see TestCandidates
+		"a crash of upstream's": { // tests that it did not reach are retried, see TestCandidates
 			up:      map[string]Status{sandbox: Pass},
 			gl:      map[string]Status{sandbox: Pass},
 			crashed: [2]bool{true, false},
@@ -569,7 +569,7 @@ func TestRaces(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		up, gl string
-		places []string // that are new
+		places []string // of new races
 		other  []string
 	}{
 		"the same": {up: raceReport, gl: raceReport + raceReport},
@@ -597,7 +597,7 @@ func TestRaces(t *testing.T) {
 		"in a map": {
 			up: strings.Replace(raceReport, "8:\n", "8:\n  runtime.mapaccess1_faststr()\n      /go/src/runtime/map.go:13 +0x1\n  internal/runtime/maps.(*Map).x()\n      /go/src/m.go:13 +0x1\n", 1),
 			gl: strings.NewReplacer("8:\n", "8:\n  runtime.mapaccess1_faststr()\n      /go/src/runtime/map.go:13 +0x1\n", "(*state).a", "newEdge", "jobs.go:20", "owners.go:20").Replace(raceReport),
-			// the function with the map counts
+			// the place is the function that uses the map
 			places: []string{b + " and github.com/moby/buildkit/solver.newEdge"},
 		},
 	} {

@@ -21,11 +21,11 @@ import (
 	"github.com/pkg/errors"
 )
 
-// EngineSuites are the packages of the Docker engine with tests of builds. Those in
-// integration need an engine that runs.
+// EngineSuites are the packages of the Docker engine with tests of builds. Packages in
+// integration need a running engine.
 var EngineSuites = []string{"daemon/internal/builder-next", "integration/build"}
 
-// EngineOptions select what is run.
+// EngineOptions select the tests of a run with Docker engines.
 type EngineOptions struct {
 	Root     string // of the repository
 	Run      string // -test.run
@@ -36,8 +36,8 @@ type EngineOptions struct {
 }
 
 // RunEngine runs the engine's own tests of builds with upstream's engine and with ours,
-// and writes the reports. No test is known to need a network: upstream's engine
-// decides.
+// and writes the reports. There is no list of tests that need a network: the results of
+// upstream's engine decide.
 func RunEngine(ctx context.Context, opt EngineOptions) (_ *Report, retErr error) {
 	dir, err := os.MkdirTemp("", "conf-") // short, for the sockets in it
 	if err != nil {
@@ -64,7 +64,7 @@ func RunEngine(ctx context.Context, opt EngineOptions) (_ *Report, retErr error)
 	if opt.Run != "" {
 		report.Selection += "; tests " + opt.Run
 	}
-	if err := os.Chmod(dir, 0o711); err != nil { // users of user namespaces get to their folders
+	if err := os.Chmod(dir, 0o711); err != nil { // users of user namespaces need access to their folders
 		return nil, errors.WithStack(err)
 	}
 	for flavor, source := range []func(context.Context, string, string) (*engine.Source, error){engine.Unmodified, engine.Prepare} {
@@ -116,8 +116,8 @@ func RunEngine(ctx context.Context, opt EngineOptions) (_ *Report, retErr error)
 	return report, report.Write(opt.Output)
 }
 
-// enginePackages returns the packages of a suite that have tests. They are run with
-// both engines, as all of them depend on BuildKit.
+// enginePackages returns the packages of a suite that have tests. Both engines run all
+// of them, because all depend on BuildKit.
 func enginePackages(ctx context.Context, dir, suite string) ([]testPackage, error) {
 	cmd := exec.CommandContext(ctx, "go", "list", "-buildvcs=false", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}", "./"+suite+"/...")
 	cmd.Dir = dir
@@ -135,8 +135,8 @@ func enginePackages(ctx context.Context, dir, suite string) ([]testPackage, erro
 	return pkgs, nil
 }
 
-// engineImages are the images that the tests of the engine want to find in it, so that
-// they do not pull them, with their architecture.
+// engineImages are the images that the engine must have so that its tests do not pull
+// them, with their architecture.
 var engineImages = map[string]string{
 	"busybox:latest":     "amd64",
 	"busybox:glibc":      "amd64",
@@ -146,7 +146,7 @@ var engineImages = map[string]string{
 	"hello-world:arm64":  "arm64",
 }
 
-// writeEngineImages writes these images as an archive for docker load.
+// writeEngineImages writes engineImages as an archive for docker load.
 func writeEngineImages(w io.Writer) error {
 	bb, err := findBusybox()
 	if err != nil {

@@ -24,24 +24,23 @@ import (
 	"github.com/pkg/errors"
 )
 
-// stamp is the time of everything in the images, so that they are the same in
-// each run.
+// stamp is the time of all files in the images, so that each run has the same images.
 var stamp = time.Date(2023, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// An image stands for one that the tests name, with what they look at in it.
+// image stands in for an image that the tests name, with the content that they check.
 type image struct {
 	ref   string // below the mirror registry
 	build func(*busybox, string) (v1.Image, error)
 }
 
-// images are what the tests of all suites take from the mirror. The harness
-// pulls what it does not find there, and fails as a whole when it cannot.
+// images are the images that the tests of all suites take from the mirror. The
+// harness pulls images that the mirror lacks, and fails as a whole if it cannot.
 var images = []image{
 	{"library/busybox:latest", busyboxImage},
 	{"library/busybox:stable-musl", busyboxImage},
 	{"library/busybox_amd64:latest", busyboxImage},
 	{"library/alpine:latest", alpineImage},
-	{"amd64/debian:bullseye-20230109-slim", busyboxImage}, // lets tests start that compare its digest
+	{"amd64/debian:bullseye-20230109-slim", busyboxImage}, // needed to start tests that compare its digest
 	{"tonistiigi/hellofs:latest", busyboxImage},
 	{"tonistiigi/test:nolayers", noLayersImage},
 	{"cpuguy83/buildkit-foreign:latest", foreignImage},
@@ -73,12 +72,12 @@ func findBusybox() (*busybox, error) {
 	return b, nil
 }
 
-// scripts stand for applets that Debian's busybox does not have, and for apk.
+// scripts stand in for applets that Debian's busybox does not have, and for apk.
 //
 //go:embed rootfs
 var scripts embed.FS
 
-// scriptApplets are the applets among them, as busybox.applets has its own.
+// scriptApplets are the applets among the scripts, in the format of busybox.applets.
 var scriptApplets = []string{"usr/sbin/adduser", "usr/sbin/addgroup", "usr/bin/ttysize"}
 
 const (
@@ -89,7 +88,7 @@ const (
 	moreGroup = "daemon:x:1:\nbin:x:2:\nsys:x:3:\nadm:x:4:\ntty:x:5:\nmail:x:8:\nwheel:x:10:root\nusers:x:100:\nnobody:x:65534:\n"
 )
 
-// busyboxImage has every applet in /bin, as hard links.
+// busyboxImage returns an image with every applet in /bin, as hard links.
 func busyboxImage(b *busybox, _ string) (v1.Image, error) {
 	r := newRootfs()
 	r.dirs("bin", "dev", "etc", "home", "lib", "usr/bin", "usr/sbin", "var/spool/mail", "var/www")
@@ -111,15 +110,15 @@ func busyboxImage(b *busybox, _ string) (v1.Image, error) {
 	return r.image("sh")
 }
 
-// packages are those that the tests install with apk, with their programs.
+// packages are the packages that the tests install with apk, with their programs.
 var packages = map[string][]string{
 	"git":     {"git"},
 	"openssh": {"ssh", "ssh-add", "ssh-keygen"},
 }
 
-// alpineImage has the layout of Alpine with the applets at their places. There is
-// no network to get packages from: apk takes this machine's programs from a folder
-// of the image, and fails for others.
+// alpineImage returns an image with the layout of Alpine and the applets in their
+// places. It needs no network for packages: its apk installs this machine's programs
+// from a folder of the image, and fails for other packages.
 func alpineImage(b *busybox, _ string) (v1.Image, error) {
 	r := newRootfs()
 	r.dirs("bin", "dev", "etc/apk", "home", "lib/apk/db", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "usr/bin", "usr/sbin", "usr/local/bin", "var/cache/apk", "var/lib", "var/log")
@@ -156,7 +155,7 @@ func alpineImage(b *busybox, _ string) (v1.Image, error) {
 
 var sharedLibrary = regexp.MustCompile(`(/\S+) \(0x`)
 
-// packageFiles is an archive of programs of this machine with the libraries that
+// packageFiles returns an archive of programs of this machine and the libraries that
 // they load.
 func packageFiles(programs []string) ([]byte, error) {
 	r := newRootfs()
@@ -186,13 +185,13 @@ func packageFiles(programs []string) ([]byte, error) {
 	return r.buf.Bytes(), err
 }
 
-// noLayersImage is a configuration without layers.
+// noLayersImage returns an image with a configuration and no layers.
 func noLayersImage(*busybox, string) (v1.Image, error) {
 	return configure(empty.Image)
 }
 
-// foreignImage has a layer that is not in a registry but at a URL, and an
-// ordinary one on top. Neither is compressed.
+// foreignImage returns an image with a layer that is not in a registry but at a URL,
+// and an ordinary layer on top. Neither is compressed.
 func foreignImage(_ *busybox, url string) (v1.Image, error) {
 	foreign, ordinary := newRootfs(), newRootfs()
 	foreign.file("foreign", 0o644, []byte("foreign\n"))
@@ -217,7 +216,7 @@ func foreignImage(_ *busybox, url string) (v1.Image, error) {
 // foreignLayer is types.DockerForeignLayer without compression.
 const foreignLayer types.MediaType = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 
-// configure makes img an image of linux/amd64.
+// configure returns img with a configuration for linux/amd64.
 func configure(img v1.Image, cmd ...string) (v1.Image, error) {
 	cf, err := img.ConfigFile()
 	if err != nil {
@@ -232,7 +231,7 @@ func configure(img v1.Image, cmd ...string) (v1.Image, error) {
 	return img, errors.WithStack(err)
 }
 
-// rootfs is a layer that is being written. The first error is kept.
+// rootfs writes a layer. It keeps the first error.
 type rootfs struct {
 	buf  bytes.Buffer
 	tar  *tar.Writer
@@ -258,7 +257,7 @@ func (r *rootfs) add(hdr *tar.Header, dt []byte) {
 	}
 }
 
-// dirs adds folders and those above them.
+// dirs adds folders and their parents.
 func (r *rootfs) dirs(names ...string) {
 	for _, name := range names {
 		if name == "." {

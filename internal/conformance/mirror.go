@@ -25,8 +25,8 @@ type mirror struct {
 	server *http.Server
 }
 
-// newMirror fills a registry folder with the images. It must be closed after
-// the tests have run.
+// newMirror fills a registry folder with the images. The caller must close the mirror
+// after the tests.
 func newMirror(ctx context.Context, registry, dir string) (_ *mirror, retErr error) {
 	bb, err := findBusybox()
 	if err != nil {
@@ -105,7 +105,7 @@ func (m *mirror) close() {
 	}
 }
 
-// serve serves dir with the configuration that the harness writes into it too.
+// serve serves dir with the same configuration that the harness writes into it.
 func serve(ctx context.Context, registry, dir string) (*testbed.RegistryProcess, error) {
 	config := filepath.Join(dir, "config.yaml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, "version: 0.1\nloglevel: info\nvalidation:\n    disabled: true\nstorage:\n    filesystem:\n        rootdirectory: %s\nhttp:\n    addr: 127.0.0.1:0\n", filepath.Join(dir, "data")), 0o600); err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The folder is served as the harness does it, with all images in it.
+// The registry folder has all images when it is served as the harness serves it.
 func TestMirror(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds a registry")
@@ -57,7 +57,7 @@ func TestMirror(t *testing.T) {
 	}
 }
 
-// What Debian's busybox lacks and the tests use works in the images.
+// The images have the commands that the tests use and Debian's busybox lacks.
 func TestImages(t *testing.T) {
 	testutil.Require(t, testbed.Check())
 	bb, err := findBusybox()
@@ -106,8 +106,8 @@ cd /tmp && git init -q && git status -s`, "2\n?? key\n?? key.pub\n"},
 	}
 }
 
-// What a run leaves is gone after clean: processes that ignore SIGTERM too, with
-// those that they started.
+// clean removes everything that a run leaves behind, including processes that ignore
+// SIGTERM and their children.
 func TestClean(t *testing.T) {
 	dir := t.TempDir()
 	run := filepath.Join(dir, "run")
@@ -139,7 +139,7 @@ func TestClean(t *testing.T) {
 		_, running := parent(pid)
 		require.False(t, running, "process %d was not killed", pid)
 	}
-	_ = cmd.Wait() // the shell ends well if its child is killed before it
+	_ = cmd.Wait() // the shell exits with 0 if its child is killed first
 	require.NoError(t, other.Process.Kill(), "a process of another run was killed")
 	require.Error(t, other.Wait())
 }

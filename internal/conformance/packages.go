@@ -21,14 +21,13 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Suites are the packages of BuildKit that are compared, by the folder they are
-// in.
+// Suites are the folders of the BuildKit packages that conformance compares.
 var Suites = []string{
 	"client", "frontend/dockerfile", "frontend/gateway", "frontend", "solver",
 	"session", "cache", "control", "source", "worker", "cmd", "util",
 }
 
-// suiteOf returns which of the suites a package belongs to: the closest folder.
+// suiteOf returns the suite that a package belongs to: the closest folder above it.
 func suiteOf(pkg string, suites []string) string {
 	for dir := pkg; dir != "."; dir = path.Dir(dir) {
 		if slices.Contains(suites, dir) {
@@ -38,24 +37,24 @@ func suiteOf(pkg string, suites []string) string {
 	return ""
 }
 
-// harness is the package that starts the daemons of the tests that need some.
+// harness is the package that starts daemons for tests.
 const harness = upstream.Module + "/util/testutil/integration"
 
 // testPackage is a package with tests.
 type testPackage struct {
 	name  string // below the module
 	suite string
-	// daemons tells that its tests start buildkitd
+	// daemons is set if its tests start buildkitd
 	daemons bool
 	// harness are the test functions that run tests of the harness
 	harness []string
-	// changed tells that its test binary has other source code than upstream's.
-	// If not, and it starts no daemon, there is nothing to compare.
+	// changed is set if its test binary has other source code than upstream's.
+	// If it is not, and the tests start no daemon, there is nothing to compare.
 	changed bool
 }
 
-// listPackages returns the packages with tests of the suites in the order of
-// the suites. tree is the assembled one.
+// listPackages returns the packages of the suites that have tests, in the order of the
+// suites. tree is the assembled tree.
 func listPackages(ctx context.Context, tree *assemble.Tree, suites []string) ([]testPackage, error) {
 	changed, changedTests := changedPackages(tree)
 	var pkgs []testPackage
@@ -106,8 +105,8 @@ func listPackages(ctx context.Context, tree *assemble.Tree, suites []string) ([]
 	return pkgs, nil
 }
 
-// harnessTests returns the test functions in a folder that call the harness,
-// themselves or through another function of the tests.
+// harnessTests returns the test functions in a folder that call the harness, directly
+// or through another function of the tests.
 func harnessTests(dir string) ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 	if err != nil {
@@ -175,8 +174,8 @@ func harnessTests(dir string) ([]string, error) {
 	return tests, nil
 }
 
-// changedPackages returns the packages with other source code than upstream's,
-// and those with other tests.
+// changedPackages returns the packages whose source code differs from upstream's, and
+// those whose tests differ.
 func changedPackages(tree *assemble.Tree) (changed, tests map[string]struct{}) {
 	changed, tests = map[string]struct{}{}, map[string]struct{}{}
 	files := slices.Clone(tree.Added)
@@ -193,8 +192,8 @@ func changedPackages(tree *assemble.Tree) (changed, tests map[string]struct{}) {
 	return changed, tests
 }
 
-// compile builds the test binary of a package in a tree. There is none if the
-// tree has no tests of the package.
+// compile builds the test binary of a package in a tree. It writes none if the tree
+// has no tests of the package.
 func (p testPackage) compile(ctx context.Context, tree *assemble.Tree, out string) error {
 	if _, err := os.Stat(p.dir(tree)); errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -203,13 +202,13 @@ func (p testPackage) compile(ctx context.Context, tree *assemble.Tree, out strin
 	return errors.Wrapf(err, "failed to compile the tests of %s in %s: %s", p.name, tree.Dir, bytes.TrimSpace(dt))
 }
 
-// dir is where the tests of the package run.
+// dir returns the folder in which the tests of the package run.
 func (p testPackage) dir(tree *assemble.Tree) string {
 	return filepath.Join(tree.Dir, filepath.FromSlash(p.name))
 }
 
-// Select returns the suites of these names in order, or all when there is none.
-// Names can be patterns of the go command, as in ./solver/...
+// Select returns the suites with the given names, in order, or all if names is empty.
+// Names can be patterns of the go command, like ./solver/...
 func Select(names []string) ([]string, error) {
 	if len(names) == 0 {
 		return Suites, nil

@@ -10,7 +10,7 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Race is a data race that daemons with the race detector have reported.
+// Race is a data race that a daemon with the race detector has reported.
 type Race struct {
 	Place  string `json:"place"` // the functions, of both sides
 	Report string `json:"report"`
@@ -19,18 +19,18 @@ type Race struct {
 // Races are the data races of both daemons. Upstream's are only counted.
 type Races struct {
 	Upstream int `json:"upstream"`
-	// New are those that upstream's daemon has not reported, and that have a
+	// New are the races that upstream's daemon has not reported, and that have a
 	// function of an added file in one of their stacks.
 	New []Race `json:"new"`
-	// Other are those that upstream's daemon has not reported either, but that are
-	// between functions that no added file has or calls. Upstream's scheduler
-	// has races that show in one run and not in the next, so that one run of its
-	// daemon without them proves nothing, and the report does not say which test to
-	// run again. They are shown, and do not count.
+	// Other are the races that upstream's daemon has not reported either, but that
+	// have no function of an added file in their stacks. Upstream's scheduler has
+	// races that show in one run and not in the next, so one run of its daemon
+	// without them proves nothing, and the report does not say which test to run
+	// again. The report shows them, but they do not fail the run.
 	Other []Race `json:"other"`
 }
 
-// newRaces compares the reports in two folders.
+// newRaces compares the reports in the folders of both daemons.
 func newRaces(upDir, glDir string, added []string) (Races, error) {
 	up, err := readRaces(upDir)
 	if err != nil {
@@ -80,8 +80,8 @@ func readRaces(dir string) (map[string][]string, error) {
 	return races, nil
 }
 
-// involves tells if a function of an added file is in one of the stacks, those that
-// started the goroutines included.
+// involves reports whether a function of an added file is in one of the stacks,
+// including those that started the goroutines.
 func involves(report string, added []string) bool {
 	for _, s := range parseStacks(report) {
 		for _, f := range s.frames {
@@ -93,7 +93,7 @@ func involves(report string, added []string) bool {
 	return false
 }
 
-// place names the functions on both sides, in one order.
+// place returns the functions on both sides, sorted.
 func place(report string) string {
 	var functions []string
 	for _, s := range parseStacks(report) {
@@ -105,8 +105,8 @@ func place(report string) string {
 	return strings.Join(functions, " and ")
 }
 
-// stack is one of the stacks of a report: of an access, or of what started one
-// of the goroutines.
+// stack is one of the stacks of a report: of an access, or of the go statement that
+// started one of the goroutines.
 type stack struct {
 	access bool
 	frames []frame // the innermost one first
@@ -143,8 +143,8 @@ func parseStacks(report string) []stack {
 	return stacks
 }
 
-// function is the innermost one of BuildKit or of a library: all accesses of maps
-// are in the same ones of the runtime.
+// function returns the innermost function of BuildKit or of a library. Those of the
+// runtime do not count, as they are the same for all accesses of maps.
 func (s stack) function() string {
 	for _, f := range s.frames {
 		if !strings.HasPrefix(f.function, "runtime.") && !strings.HasPrefix(f.function, "internal/") && !strings.HasPrefix(f.function, "sync/atomic.") {

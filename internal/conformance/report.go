@@ -15,47 +15,47 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Report is what came out of a run.
+// Report is the result of a run.
 type Report struct {
 	Version string `json:"version"`
 	Worker  string `json:"worker"`
-	// Selection is what was asked for: suites and tests
+	// Selection names the suites and tests that the user selected
 	Selection string    `json:"selection"`
-	Daemons   [2]string `json:"daemons"` // what they say is their version
+	Daemons   [2]string `json:"daemons"` // output of --version
 	Started   time.Time `json:"started"`
-	// Complete tells that the run has come to its end
+	// Complete is set when the run has finished
 	Complete    bool          `json:"complete"`
 	Suites      []*SuiteCount `json:"suites"`
 	Differences []Difference  `json:"differences"`
 	Races       Races         `json:"races"`
-	// Void says why a run shows nothing, or not all, about a suite or package
+	// Void says why a run proves nothing, or not everything, about a suite or package
 	Void  []string `json:"void,omitempty"`
 	Tests []Test   `json:"tests"`
 }
 
-// SuiteCount has the numbers of tests of a suite.
+// SuiteCount has the numbers of packages and tests of a suite.
 type SuiteCount struct {
 	Name string `json:"name"`
 	// Packages, and how many of them have the same source code in both trees and
-	// start no daemon: these were run once
+	// start no daemon, so that the run tests them once
 	Packages  int    `json:"packages"`
 	Same      int    `json:"same"`
 	Upstream  Counts `json:"upstream"`
 	Graphload Counts `json:"graphload"`
-	// Harness are those of upstream that start daemons
+	// Harness counts the tests of upstream's harness, which start daemons
 	Harness Counts `json:"harness"`
-	// wall time of the first run. Packages that were run once count for both.
+	// wall time of the first run. Packages that ran once count for both.
 	UpstreamSeconds  float64 `json:"upstreamSeconds"`
 	GraphloadSeconds float64 `json:"graphloadSeconds"`
 }
 
-// Test is one test, of those that have no others below.
+// Test is a test without subtests.
 type Test struct {
 	Package   string  `json:"package"`
 	Name      string  `json:"name"`
 	Upstream  Status  `json:"upstream"`
 	Graphload Status  `json:"graphload"`
-	Seconds   float64 `json:"seconds"` // with ours
+	Seconds   float64 `json:"seconds"` // with our daemon
 }
 
 func (c Counts) String() string {
@@ -83,7 +83,7 @@ func newReport(ctx context.Context, opt Options) (*Report, error) {
 	return r, nil
 }
 
-// suite returns the counts of a suite, which are zero when nothing was added.
+// suite returns the counts of a suite, which are zero at first.
 func (r *Report) suite(name string) *SuiteCount {
 	for _, s := range r.Suites {
 		if s.Name == name {
@@ -135,9 +135,9 @@ func (r *Report) add(res *packageResult) {
 	}
 }
 
-// judge looks for what makes the report void after all packages have been added.
-// What fails everywhere compares equal, so a broken registry, worker or harness
-// must not be taken for a clean run.
+// judge looks for reasons to call the report void, after all packages have been added.
+// Tests that fail with both daemons compare equal, so without it a broken registry,
+// worker or harness would look like a clean run.
 func (r *Report) judge() {
 	for _, s := range r.Suites {
 		if s.Harness.Pass == 0 && s.Harness.Fail > 0 {
@@ -149,7 +149,7 @@ func (r *Report) judge() {
 	}
 }
 
-// total is the sum of the suites.
+// total returns the sum of the suites.
 func (r *Report) total() SuiteCount {
 	total := SuiteCount{Name: "all"}
 	for _, s := range r.Suites {
@@ -164,7 +164,7 @@ func (r *Report) total() SuiteCount {
 	return total
 }
 
-// Regressions are the differences that upstream's daemon does not have.
+// Regressions returns the differences that are regressions.
 func (r *Report) Regressions() []Difference {
 	return slices.Collect(func(yield func(Difference) bool) {
 		for _, d := range r.Differences {
@@ -175,7 +175,7 @@ func (r *Report) Regressions() []Difference {
 	})
 }
 
-// Failures says what is wrong with the change, or with the run.
+// Failures returns what is wrong with the change, or with the run.
 func (r *Report) Failures() []string {
 	failures := slices.Clone(r.Void)
 	if n := len(r.Regressions()); n > 0 {
@@ -187,8 +187,8 @@ func (r *Report) Failures() []string {
 	return failures
 }
 
-// Clear removes the reports and logs of an earlier run, that must not be taken for
-// those of one that fails. Other files that the user has there stay.
+// Clear removes the reports and logs of an earlier run, so that they do not pass for
+// those of a later run that fails. It leaves other files of the user alone.
 func Clear(dir string) error {
 	var old []string
 	for _, name := range []string{"conformance.json", "conformance.md"} {
@@ -207,7 +207,7 @@ func Clear(dir string) error {
 			return errors.WithStack(err)
 		}
 	}
-	_ = os.Remove(logs) // if nothing else is in it
+	_ = os.Remove(logs) // if it is empty
 	return nil
 }
 
@@ -223,7 +223,7 @@ func (r *Report) Write(dir string) error {
 	return files.Write(filepath.Join(dir, "conformance.md"), []byte(r.Markdown()), 0o644)
 }
 
-// title says what was tested.
+// title returns a heading that says what was tested.
 func (r *Report) title() string {
 	if r.Worker == "" {
 		return "Docker engine " + r.Version
@@ -231,7 +231,7 @@ func (r *Report) title() string {
 	return fmt.Sprintf("BuildKit %s, %s worker", r.Version, r.Worker)
 }
 
-// Markdown is the table of the suites and the list of the differences.
+// Markdown returns the table of the suites and the list of the differences.
 func (r *Report) Markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# %s\n\n", r.title())
@@ -297,7 +297,7 @@ func join(statuses []Status) string {
 	return strings.Join(s, " ")
 }
 
-// writeLog writes what the tests that did not pass have printed.
+// writeLog writes the output of the tests that did not pass.
 func writeLog(path string, results Results, output string) error {
 	f, err := os.Create(path)
 	if err != nil {

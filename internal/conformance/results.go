@@ -18,18 +18,18 @@ const (
 	Pass Status = "pass"
 	Fail Status = "fail"
 	Skip Status = "skip"
-	// Unfinished is a test that started and did not end: its process did.
+	// Unfinished is a test that started and did not end before its process did.
 	Unfinished Status = "unfinished"
-	// Missing is a test that was not started.
+	// Missing is a test that did not start.
 	Missing Status = "missing"
 )
 
-// ended tells if a test came to its end.
+// ended reports whether a test ended.
 func (s Status) ended() bool {
 	return s != Unfinished && s != Missing
 }
 
-// Results are the tests of one package, in one run, by their name.
+// Results are the tests of one package in one run, by name.
 type Results map[string]*Result
 
 // Result is one test.
@@ -39,9 +39,8 @@ type Result struct {
 	Output  string // of a test that did not pass
 }
 
-// parse reads the events of a test process into the results. What is not an
-// event, as the end of a process that crashed, is output of the package, which
-// is returned.
+// parse reads the events of a test process into the results. It returns the output of
+// the package, which includes lines that are not events, like those of a crash.
 func (rs Results) parse(r io.Reader, ended func(Status)) (string, error) {
 	outputs := map[string]*strings.Builder{}
 	err := gotest.Read(r, func(ev gotest.Event) {
@@ -90,8 +89,8 @@ func (rs Results) status(test string) Status {
 	return Missing
 }
 
-// failedBefore tells if a test is missing because the one above it failed by itself
-// before it came to it.
+// failedBefore reports whether a test is missing because its parent test failed
+// before it started the test.
 func (rs Results) failedBefore(test string) bool {
 	i := strings.LastIndexByte(test, '/')
 	if i < 0 || rs.status(test) != Missing || rs.status(test[:i]) != Fail {
@@ -105,8 +104,8 @@ func (rs Results) failedBefore(test string) bool {
 	return true
 }
 
-// harness returns the counts of the tests that the harness ran, and of these
-// functions that failed before it ran any.
+// harness counts the tests that the harness ran, and the given functions that failed
+// before it ran any.
 func (rs Results) harness(functions []string) Counts {
 	var c Counts
 	above := parents(rs)
@@ -122,7 +121,7 @@ func (rs Results) harness(functions []string) Counts {
 	return c
 }
 
-// parents returns the tests that have others below.
+// parents returns the tests that have subtests.
 func parents(all ...Results) map[string]struct{} {
 	m := map[string]struct{}{}
 	for _, rs := range all {
@@ -133,7 +132,7 @@ func parents(all ...Results) map[string]struct{} {
 	return m
 }
 
-// addParents adds the tests that a test is below.
+// addParents adds the tests above a test.
 func addParents(m map[string]struct{}, test string) {
 	for i, r := range test {
 		if r == '/' {
@@ -142,7 +141,7 @@ func addParents(m map[string]struct{}, test string) {
 	}
 }
 
-// Counts are numbers of tests that have no others below.
+// Counts are numbers of tests without subtests.
 type Counts struct {
 	Pass int `json:"pass"`
 	Fail int `json:"fail"`
@@ -178,7 +177,7 @@ func (rs Results) counts() Counts {
 	return c
 }
 
-// names returns the tests of all results in order.
+// names returns the names of the tests in all results, sorted.
 func names(all ...Results) []string {
 	m := map[string]struct{}{}
 	for _, rs := range all {
@@ -189,9 +188,9 @@ func names(all ...Results) []string {
 	return slices.Sorted(maps.Keys(m))
 }
 
-// again returns the arguments of -test.run that run these tests in the order and
-// with the neighbours of the first run: a test function, or with the harness one
-// of its tests, as a whole. Several tests can have the same.
+// again returns a pattern for -test.run for each test, so that the test runs in the
+// same order and with the same neighbours as in the first run. A pattern selects a
+// whole test function, or a whole test of the harness, so several tests can share one.
 func again(tests []string) []string {
 	patterns := make([]string, len(tests))
 	for i, test := range tests {

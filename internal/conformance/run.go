@@ -1,11 +1,11 @@
 // Package conformance runs BuildKit's own tests with upstream's daemon and with
-// ours, and compares how each of them ended.
+// ours, and compares the results of each test.
 //
-// The tests of a package run in their own process, as with go test. Those that
-// need a daemon start one each with BuildKit's integration harness, which finds
-// it in PATH, and take their images from a registry that is filled here:
-// nothing is pulled. No test is known to be flaky or to need a network: upstream
-// decides, and what differs is tried again on both.
+// The tests of each package run in a separate process, as with go test. Tests that
+// need a daemon start one with BuildKit's integration harness, which finds it in
+// PATH, and take their images from a registry that this package fills, so nothing is
+// pulled. There is no list of tests that are flaky or need a network: upstream's
+// results decide, and tests that differ are retried with both daemons.
 package conformance
 
 import (
@@ -34,7 +34,7 @@ const (
 
 var flavorNames = [...]string{"upstream", "graphload"}
 
-// Options select what is run.
+// Options select the tests of a run.
 type Options struct {
 	Trees    [2]*assemble.Tree
 	Bin      [2]string // folders with buildkitd and buildctl
@@ -42,24 +42,24 @@ type Options struct {
 	Suites   []string
 	Run      string // -test.run
 	Race     bool   // the daemons have the race detector
-	Worker   string // the only one that is used
+	Worker   string // the only one that tests use
 	Retries  int
 	Output   string        // folder of the reports
 	Timeout  time.Duration // of the tests of one package
 	Progress func(format string, args ...any)
 }
 
-// stopTimeout is how long a test process may take to end after it was told to.
+// stopTimeout bounds the time that a test process takes to end after SIGTERM.
 const stopTimeout = 30 * time.Second
 
-// unfit matches characters not allowed in the names of folders, and maxName is how long
-// a name can be.
+// unfit matches characters not allowed in the names of folders, and maxName is the
+// maximum length of a name.
 var unfit = regexp.MustCompile(`[^\w.,+-]+`)
 
 const maxName = 200
 
-// Name names the folder of the reports, so that runs that differ do not replace each
-// other's.
+// Name returns the name of the folder for the reports. Runs with other options have
+// another name, so they do not replace each other's reports.
 func (o Options) Name(version string) string {
 	parts := []string{version, o.Worker}
 	if o.Race {
@@ -143,16 +143,16 @@ type runner struct {
 	Options
 	dir string
 
-	prefix [2][]string // of the command of a test process, as nsenter, which changes the folder
-	env    [2][]string // more of its environment
+	prefix [2][]string // of the command of a test process, like nsenter, which changes the working directory
+	env    [2][]string // added to its environment
 }
 
-// races is the folder that daemons with the race detector write reports to.
+// races returns the folder that daemons with the race detector write reports to.
 func (r *runner) races(flavor int) string {
 	return filepath.Join(r.dir, "races", flavorNames[flavor])
 }
 
-// path is the folder that comes first in PATH.
+// path returns the folder that comes first in PATH.
 func (r *runner) path(flavor int) string {
 	return filepath.Join(r.dir, "bin", flavorNames[flavor])
 }
@@ -171,19 +171,19 @@ func (r *runner) link(flavor int, src string) error {
 	return errors.WithStack(os.Symlink(src, filepath.Join(r.path(flavor), name)))
 }
 
-// packageResult is a package with the results of both.
+// packageResult is a package with its results for both daemons.
 type packageResult struct {
 	testPackage
 	results     [2]Results
 	output      [2]string // of the processes
-	finished    [2]bool   // these ran all their tests
+	finished    [2]bool   // the process ran all its tests
 	took        [2]time.Duration
 	differences []Difference
-	broken      error // they do not compile
-	crash       bool  // what was tried again ended ours each time, and upstream's never
+	broken      error // the tests do not compile
+	crash       bool  // the process crashed in each retry with our daemon, and in none with upstream's
 }
 
-// compare runs the tests of a package with both, and again those that differ.
+// compare runs the tests of a package with both daemons, and retries those that differ.
 func (r *runner) compare(ctx context.Context, p testPackage) (*packageResult, error) {
 	var bin [2]string
 	defer func() {
@@ -228,7 +228,7 @@ func (r *runner) compare(ctx context.Context, p testPackage) (*packageResult, er
 	return res, r.retry(ctx, res, bin)
 }
 
-// log is the file for what a package has printed, the n-th time after the first.
+// log returns the path of the log of a package, for the n-th retry if n is not 0.
 func (r *runner) log(p testPackage, flavor, n int) string {
 	name := strings.ReplaceAll(p.name, "/", "_") + "-" + flavorNames[flavor]
 	if n > 0 {
@@ -237,10 +237,10 @@ func (r *runner) log(p testPackage, flavor, n int) string {
 	return filepath.Join(r.Output, "logs", name+".log")
 }
 
-// Workers are those that the tests of the harness can be run with.
+// Workers are the workers that tests of the harness can use.
 var Workers = []string{"oci", "containerd"}
 
-// otherWorkers is the pattern of the workers that are not used.
+// otherWorkers returns the pattern that matches the workers to skip.
 func (r *runner) otherWorkers() string {
 	if r.Worker == "containerd" {
 		return "^worker=(oci|dockerd)"
@@ -248,15 +248,15 @@ func (r *runner) otherWorkers() string {
 	return "^worker=(containerd|dockerd)"
 }
 
-// args are the arguments of a process that runs the tests of a pattern.
+// args returns the arguments of a process that runs the tests matching a pattern.
 func (r *runner) args(pattern string) []string {
 	return []string{"-test.run=" + pattern, "-test.skip=.*/.*/" + r.otherWorkers()}
 }
 
-// furtherTries is how often a test is tried after the retries while it is undecided.
+// furtherTries limits the extra retries of a test that is still undecided.
 const furtherTries = 20
 
-// retry runs the tests that differ again, and records what came out.
+// retry runs the tests that differ again, and records the results.
 func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) error {
 	up, gl := res.results[Upstream], res.results[Graphload]
 	tests := candidates(up, gl)
@@ -277,7 +277,7 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 		left[i] = &diffs[i]
 	}
 	for n := 1; n <= r.Retries && len(left) > 0; n++ {
-		r.Progress("%s: trying %d tests again (%d/%d)", res.name, len(left), n, r.Retries)
+		r.Progress("%s: rerunning %d tests (%d/%d)", res.name, len(left), n, r.Retries)
 		finished, err := r.try(ctx, res.testPackage, bin, left, n)
 		if err != nil {
 			return err
@@ -293,7 +293,7 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 		if len(left) == 0 {
 			break
 		}
-		r.Progress("%s: trying %d tests further that upstream fails at times (%d/%d)", res.name, len(left), n, furtherTries)
+		r.Progress("%s: rerunning %d tests that are flaky with upstream (%d/%d)", res.name, len(left), n, furtherTries)
 		if _, err := r.try(ctx, res.testPackage, bin, left, r.Retries+n); err != nil {
 			return err
 		}
@@ -301,7 +301,7 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 	for i := range diffs {
 		diffs[i].Verdict = judge(diffs[i].Upstream, diffs[i].Graphload)
 	}
-	// tests that pass by themselves can still end the process together
+	// tests that pass alone can still crash the process together
 	res.crash = crashes[Graphload] > 0 && crashes[Graphload] == r.Retries && crashes[Upstream] == 0
 	verdicts := others(up, gl)
 	for _, test := range slices.Sorted(maps.Keys(verdicts)) {
@@ -314,8 +314,9 @@ func (r *runner) retry(ctx context.Context, res *packageResult, bin [2]string) e
 	return nil
 }
 
-// try runs the tests of the differences with both, the n-th time after the first,
-// and adds how they ended. finished tells which of the two ran them in one process.
+// try is the n-th retry of the tests of the differences, with both daemons. It adds
+// their results to the differences. finished reports for each daemon whether one
+// process ran all tests.
 func (r *runner) try(ctx context.Context, p testPackage, bin [2]string, diffs []*Difference, n int) (finished [2]bool, _ error) {
 	tests := make([]string, len(diffs))
 	for i, d := range diffs {
@@ -341,9 +342,9 @@ func (r *runner) try(ctx context.Context, p testPackage, bin [2]string, diffs []
 	return finished, nil
 }
 
-// again runs tests once more. One that ends its process takes others with it:
-// those that did not come to their end then run in a process each. finished tells if
-// that was not needed.
+// again runs tests once more. If a test crashes the process, again reruns each test
+// that did not finish in a separate process. finished reports whether one process was
+// enough.
 func (r *runner) again(ctx context.Context, p testPackage, flavor int, bin string, tests []string) (_ Results, output string, finished bool, _ error) {
 	patterns := again(tests)
 	run := func(pattern string) (*processResult, error) {
@@ -382,14 +383,14 @@ func (r *runner) again(ctx context.Context, p testPackage, flavor int, bin strin
 	return results, output, false, nil
 }
 
-// processResult is what came out of one process.
+// processResult is the result of one test process.
 type processResult struct {
 	results  Results
 	output   string // of the process itself
 	finished bool   // it ran all its tests
 }
 
-// test runs a test binary to its end.
+// test runs a test binary and waits for its end.
 func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string, args []string) (*processResult, error) {
 	results := Results{}
 	if ctx.Err() != nil {
@@ -413,13 +414,13 @@ func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string
 		"PWD="+dir,
 		"TMPDIR="+tmp,
 		"BUILDKIT_REGISTRY_MIRROR_DIR="+filepath.Join(r.dir, "mirror"),
-		"REGISTRY_VALIDATION_DISABLED=true", // pushes with layers at URLs
+		"REGISTRY_VALIDATION_DISABLED=true", // allows pushes of images with layers at URLs
 		"OTEL_TRACES_EXPORTER=none",
 		"GORACE=atexit_sleep_ms=0 log_path="+filepath.Join(r.races(flavor), "race"),
 		marker+"="+r.dir,
 	)
 	cmd.Env = append(cmd.Env, r.env[flavor]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C must reach only this process
 
 	out, w, err := os.Pipe()
 	if err != nil {
@@ -451,7 +452,7 @@ func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string
 	go func() {
 		defer close(exited)
 		cmd.Wait() // its status is in the events
-		// daemons that a crashed process leaves hold the pipe
+		// daemons that a crashed process leaves behind hold the pipe open
 		killMarked(r.dir)
 	}()
 	stopped := make(chan struct{})
@@ -492,8 +493,8 @@ func (r *runner) test(ctx context.Context, p testPackage, flavor int, bin string
 	}, clean(tmp)
 }
 
-// environ is the environment without what makes the harness leave out tests, or
-// all of them.
+// environ returns the environment without the variables that make the harness skip
+// some or all tests.
 func environ() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
@@ -501,15 +502,15 @@ func environ() []string {
 	})
 }
 
-// finished tells if a process ran all its tests. One with tests that fail says so
-// at its end; one that crashes or runs into its timeout has another exit code.
+// finished reports whether a process ran all its tests. A process whose tests fail
+// prints FAIL at its end; one that crashes or times out has another exit code.
 func finished(output string, exitCode int) bool {
 	return exitCode == 0 || exitCode == 1 && slices.ContainsFunc(strings.Split(output, "\n"), func(line string) bool {
 		return strings.HasSuffix(line, "FAIL")
 	})
 }
 
-// counter counts tests, and reports progress now and then.
+// counter counts tests and reports progress regularly.
 type counter struct {
 	report   func(Counts)
 	counts   Counts
