@@ -1,5 +1,5 @@
 // Package demo bakes chained targets with buildx on upstream's daemon and on this one,
-// and compares what passes, and how long it takes.
+// and compares which bakes pass and how long they take.
 package demo
 
 import (
@@ -18,8 +18,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// TimedBuildx are the buildx whose times are compared: a release that evaluates linked
-// targets at once, one that orders them, and the same patched.
+// TimedBuildx are the versions of buildx whose times are compared: one that evaluates
+// linked targets at once, one that orders them, and a patched build of the latter.
 var TimedBuildx = []string{"v0.35.0", "v0.38.2", testbed.PatchedBuildx}
 
 // TimeColumns are the daemons on which times are compared.
@@ -36,7 +36,7 @@ type Column struct {
 	Engine bool // a Docker engine of this flavor instead
 }
 
-// daemon is what builds: buildkitd, or a Docker engine.
+// daemon is buildkitd or a Docker engine.
 type daemon interface {
 	NewBuilder(ctx context.Context, version string) (*testbed.Builder, error)
 	Close() error
@@ -87,11 +87,11 @@ type cell struct {
 
 type figures struct {
 	passed  int
-	times   []time.Duration // of those that passed
+	times   []time.Duration // of runs that passed
 	lastErr error
 }
 
-// Table is what passes, and how long it takes, on several daemons.
+// Table counts the runs that pass, with their times, on several daemons.
 type Table struct {
 	Runs      int
 	Scenarios []testbed.Scenario
@@ -103,8 +103,8 @@ type Table struct {
 	cells map[cell]*figures // filled by Run
 }
 
-// Run fills the table. The daemons take turns unless they run together, so that
-// whatever else the machine does meets all of them.
+// Run fills the table. The daemons take turns unless they run together, so that other
+// load on the machine affects all of them.
 func (t *Table) Run(ctx context.Context) (retErr error) {
 	t.cells = map[cell]*figures{}
 	daemons := map[string]daemon{}
@@ -131,7 +131,7 @@ func (t *Table) Run(ctx context.Context) (retErr error) {
 }
 
 func (t *Table) runProject(ctx context.Context, scenario testbed.Scenario, daemons map[string]daemon) (retErr error) {
-	progress.Printf("starting what %s needs", scenario.Name)
+	progress.Printf("starting the services that %s needs", scenario.Name)
 	p, err := testbed.NewProject(ctx, scenario)
 	if err != nil {
 		return err
@@ -194,8 +194,8 @@ func (t *Table) runScenario(ctx context.Context, p *testbed.Project, version str
 	return nil
 }
 
-// Report prints the table. It fails when a bake failed on the daemon that must
-// not fail.
+// Report prints the table. It returns an error if a bake failed on the daemon with the
+// change.
 func (t *Table) Report() (failed error) {
 	err := t.print("SCENARIO", "\tMEDIAN", func(scenario testbed.Scenario, version string, c Column, f *figures) string {
 		if c.Daemon.Flavor == testbed.Graphload && f.passed < t.Runs {
@@ -206,7 +206,7 @@ func (t *Table) Report() (failed error) {
 	return cmp.Or(err, failed)
 }
 
-// ReportTimes prints the median times only. All bakes must have passed.
+// ReportTimes prints only the median times. It returns an error if a bake failed.
 func (t *Table) ReportTimes() (failed error) {
 	fmt.Println()
 	err := t.print("TARGETS", "", func(scenario testbed.Scenario, version string, c Column, f *figures) string {
@@ -218,9 +218,9 @@ func (t *Table) ReportTimes() (failed error) {
 	return cmp.Or(err, failed)
 }
 
-// print prints a row for each scenario and buildx, with what field returns for each
-// daemon, and then what the scenarios are. More is in the heading after the name of each
-// daemon.
+// print prints a row for each scenario and buildx, with the result of field for each
+// daemon, and then a description of the scenarios. In the heading, more follows the
+// name of each daemon.
 func (t *Table) print(heading, more string, field func(scenario testbed.Scenario, version string, c Column, f *figures) string) error {
 	tw := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
 	fmt.Fprint(tw, heading+"\tBUILDX")
