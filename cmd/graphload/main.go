@@ -29,7 +29,7 @@ func main() {
 
 func run() error {
 	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) { // as it is below nohup
+	if !signal.Ignored(syscall.SIGHUP) { // nohup ignores it
 		signals = append(signals, syscall.SIGHUP)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
@@ -63,8 +63,8 @@ func run() error {
 	return app.Run(ctx, os.Args)
 }
 
-// options returns what the global flags select, and the flag module of a command
-// that has it.
+// options returns the options that the global flags select, and the flag module if
+// the command has it.
 func options(cmd *cli.Command) (assemble.Options, error) {
 	root, err := upstream.Root()
 	if err != nil {
@@ -80,7 +80,7 @@ func options(cmd *cli.Command) (assemble.Options, error) {
 	return assemble.Options{Root: root, Version: version}, nil
 }
 
-// releaseFlag is the release that the user has chosen, if any.
+// releaseFlag returns the release that the user has chosen, if any.
 func releaseFlag(cmd *cli.Command) string {
 	return cmd.Root().String("release")
 }
@@ -116,15 +116,15 @@ func plan(ctx context.Context, cmd *cli.Command, write bool) (*assemble.Tree, er
 	return assemble.Plan(ctx, opt)
 }
 
-// withoutRelease is the help of commands that refuse the flag release, which is the
-// only global one.
+// withoutRelease returns the help template of commands that refuse the flag release,
+// the only global one.
 func withoutRelease() string {
 	template, _, _ := strings.Cut(cli.CommandHelpTemplate, "{{if .VisiblePersistentFlags}}")
 	return template + "\n"
 }
 
-// versionLine is what --version says: the version of this program, and the release
-// that it is for by default.
+// versionLine returns the output of --version: the version of this program, and its
+// default release.
 func versionLine() string {
 	program := "(unknown)"
 	if info, ok := debug.ReadBuildInfo(); ok {

@@ -48,7 +48,7 @@ func distCommand() *cli.Command {
 	}
 }
 
-// Exit codes of graphload audit, beside 1 for anything else.
+// Exit codes of graphload audit; any other failure is 1.
 const (
 	exitFindings   = 3
 	exitNoDatabase = 4

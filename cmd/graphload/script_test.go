@@ -20,9 +20,9 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"graphload": main})
 }
 
-// TestScripts calls the command in folders that have the seam list and the go.mod of
-// this repository, and nothing else. No other program is there but git, neither the go
-// command nor apt-get: what a call would do before it fails, it cannot do here.
+// TestScripts calls the command in folders that have only the seam list and the go.mod
+// of this repository. PATH has git, but neither the go command nor apt-get, so a call
+// that would start them before it fails does not pass.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
@@ -53,8 +53,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// refused is a command of the scripts. A call of graphload must fail with code 1 and one
-// line that matches the first argument, and must not write anything.
+// refused is a command of the scripts. It requires that a call of graphload fails with
+// code 1 and one line that matches the first argument, and writes nothing.
 func refused(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: refused pattern args...")

@@ -55,12 +55,12 @@ func testCommand() *cli.Command {
 	}
 }
 
-// testRepository runs the tests of the repository itself, the end-to-end ones
-// with the binaries of both trees.
+// testRepository runs the tests of the repository itself. The end-to-end tests use
+// the binaries of both trees.
 func testRepository(ctx context.Context, opt assemble.Options) error {
 	if os.Getuid() == 0 {
 		sets := []apt.Commands{apt.Tests}
-		if os.Getenv("CI") == "true" { // where tests fail that lack something
+		if os.Getenv("CI") == "true" { // CI fails tests that lack a program
 			sets = append(sets, apt.Units)
 		}
 		if err := apt.Install(ctx, sets...); err != nil {
@@ -79,8 +79,8 @@ func testRepository(ctx context.Context, opt assemble.Options) error {
 	if err := gotest.Run(ctx, kubernetes, "./..."); err != nil {
 		return err
 	}
-	// this example requires the default release; its go.mod is committed with what
-	// embed adds
+	// this example requires the default release; its committed go.mod has the lines
+	// that embed adds
 	def, err := upstream.DefaultVersion(opt.Root)
 	if err != nil || opt.Version != def {
 		return err
@@ -185,9 +185,8 @@ func demoCommand() *cli.Command {
 	}
 }
 
-// prepareIntegration installs and builds what end-to-end tests run, and returns the
-// repository. Logs of tests that fail go to build/logs, unless there is a folder for
-// them already.
+// prepareIntegration installs and builds the programs for end-to-end tests, and returns
+// the options. Unless testbed.LogsEnv is set, tests that fail write logs to build/logs.
 func prepareIntegration(ctx context.Context, cmd *cli.Command, sets ...apt.Commands) (assemble.Options, error) {
 	opt, err := options(cmd)
 	if err != nil {
@@ -207,7 +206,7 @@ func prepareIntegration(ctx context.Context, cmd *cli.Command, sets ...apt.Comma
 	return opt, build.All(ctx, opt)
 }
 
-// testIntegration runs end-to-end tests, without a limit in time.
+// testIntegration runs end-to-end tests without a timeout.
 func testIntegration(ctx context.Context, root string, args ...string) error {
 	return gotest.Run(ctx, root, append([]string{"-timeout", "0", "-count", "1", "-v"}, args...)...)
 }
@@ -299,7 +298,7 @@ func dockerCommand() *cli.Command {
 	}
 }
 
-// testEngines builds on upstream's Docker engine and on the one with the change.
+// testEngines tests builds on upstream's Docker engine and on the one with the change.
 func testEngines(ctx context.Context, cmd *cli.Command, root string) error {
 	if err := prepareEngines(ctx, cmd, root); err != nil {
 		return err
@@ -319,7 +318,7 @@ func testEngines(ctx context.Context, cmd *cli.Command, root string) error {
 	return t.Fill(ctx, root)
 }
 
-// conformEngines runs the engine's own tests with both.
+// conformEngines runs the engine's own tests with both engines.
 func conformEngines(ctx context.Context, cmd *cli.Command, root string) error {
 	if err := prepareEngines(ctx, cmd, root); err != nil {
 		return err
@@ -342,7 +341,7 @@ func conformEngines(ctx context.Context, cmd *cli.Command, root string) error {
 	return nil
 }
 
-// prepareEngines installs and builds what both need.
+// prepareEngines installs and builds what testEngines and conformEngines need.
 func prepareEngines(ctx context.Context, cmd *cli.Command, root string) error {
 	if err := apt.Install(ctx, apt.Tests); err != nil {
 		return err
