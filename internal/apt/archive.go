@@ -1,6 +1,6 @@
-// Package apt installs packages of Debian, and fetches those of any architecture
-// with an apt configuration of its own: what is installed on the machine, and
-// where that came from, changes nothing and is not changed.
+// Package apt installs packages of Debian, and fetches packages of any architecture with
+// a separate apt configuration: fetching neither depends on the packages and sources of
+// the machine nor changes them.
 package apt
 
 import (
@@ -18,13 +18,13 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Release is the Debian release that packages are from.
+// Release is the Debian release of the packages.
 const Release = "bookworm"
 
-// keyring is what the indexes must be signed with.
+// keyring has the keys that must have signed the indexes.
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// Mirror is where a release and its security updates are.
+// Mirror has the URLs of a release and its security updates.
 type Mirror struct {
 	Archive  string
 	Security string
@@ -33,7 +33,7 @@ type Mirror struct {
 // DefaultMirror always has the current packages of the release.
 var DefaultMirror = Mirror{Archive: "http://deb.debian.org/debian", Security: "http://deb.debian.org/debian-security"}
 
-// Snapshot is the state of all archives at a time, as 20261123T000000Z.
+// Snapshot returns the mirror with the archives as of a time, like 20261123T000000Z.
 func Snapshot(stamp string) Mirror {
 	return Mirror{
 		Archive:  "http://snapshot.debian.org/archive/debian/" + stamp,
@@ -41,7 +41,7 @@ func Snapshot(stamp string) Mirror {
 	}
 }
 
-// Triplets name architectures in paths, and in the names of their compilers.
+// Triplets are the names of architectures in paths and in the names of compilers.
 var Triplets = map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 
 // Package is a binary package.
@@ -63,14 +63,13 @@ func (p Package) File() string {
 	return fmt.Sprintf("%s_%s_%s.deb", p.Name, strings.ReplaceAll(p.Version, ":", "%3a"), p.Arch)
 }
 
-// Archive is the packages of one architecture.
+// Archive has the packages of one architecture.
 type Archive struct {
 	arch string
 	dir  string
 }
 
-// Open reads the indexes of an architecture. They, and packages, are kept in
-// dir.
+// Open reads the indexes of an architecture. It keeps indexes and packages in dir.
 func Open(ctx context.Context, dir, arch string, m Mirror) (*Archive, error) {
 	if _, err := os.Stat(keyring); err != nil {
 		return nil, errors.Errorf("%s is missing: install debian-archive-keyring", keyring)
@@ -81,7 +80,7 @@ func Open(ctx context.Context, dir, arch string, m Mirror) (*Archive, error) {
 			return nil, errors.WithStack(err)
 		}
 	}
-	// snapshots keep their dates, which are in the past
+	// the indexes of a snapshot have expired
 	options := "signed-by=" + keyring
 	if strings.Contains(m.Archive, "snapshot.debian.org") {
 		options += " check-valid-until=no"
@@ -103,7 +102,7 @@ func (a *Archive) apt(ctx context.Context, args ...string) ([]byte, error) {
 	options := []string{
 		"-o", "APT::Architecture=" + a.arch,
 		"-o", "APT::Architectures=" + a.arch,
-		"-o", "APT::Sandbox::User=root", // the folder need not be open to _apt
+		"-o", "APT::Sandbox::User=root", // the user _apt may lack access to the folder
 		"-o", "Dir::State=" + filepath.Join(a.dir, "state"),
 		"-o", "Dir::State::status=" + filepath.Join(a.dir, "status"),
 		"-o", "Dir::Cache=" + filepath.Join(a.dir, "cache"),
@@ -120,14 +119,14 @@ func (a *Archive) apt(ctx context.Context, args ...string) ([]byte, error) {
 	return dt, errors.Wrapf(err, "apt-get %s for %s: %s", strings.Join(args, " "), a.arch, bytes.TrimSpace(stderr.Bytes()))
 }
 
-// archives is where packages are kept. It is not the folder that apt-get
-// installs from, because what is there is not listed by --print-uris.
+// archives returns the folder for packages. It is not the one that apt-get installs
+// from, because --print-uris does not list packages in that.
 func (a *Archive) archives() string {
 	return filepath.Join(a.dir, "packages")
 }
 
-// Resolve returns packages and all that they depend on, ordered by name,
-// without those that are named in without.
+// Resolve returns packages and all their dependencies, ordered by name, except for those
+// named in without.
 func (a *Archive) Resolve(ctx context.Context, names, without []string) ([]Package, error) {
 	dt, err := a.apt(ctx, append([]string{"-qq", "--print-uris", "--no-install-recommends", "-y", "install"}, names...)...)
 	if err != nil {

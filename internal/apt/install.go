@@ -15,32 +15,32 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Commands are packages by the command, or file if it is a path, that tells if a
-// package is there.
+// Commands maps a command of a package, or the path of a file, to the package. The
+// package is installed if the command or file exists.
 type Commands map[string]string
 
-// What commands of this repository need on the machine.
+// The packages that commands of this repository need on the machine.
 var (
-	// Tests are what the daemons and end-to-end tests run.
+	// Tests are the packages whose commands daemons and end-to-end tests run.
 	Tests = Commands{
 		"busybox":   "busybox-static",
 		"git":       "git",
 		"runc":      "runc",
 		"ssh-agent": "openssh-client",
 	}
-	// Containerd is what BuildKit's harness starts for its containerd worker.
+	// Containerd is the package that BuildKit's harness needs for its containerd worker.
 	Containerd = Commands{
 		"containerd":              "containerd",
 		"containerd-shim-runc-v2": "containerd",
 	}
-	// Units are what tests of systemd units and of the page of the build graph run.
+	// Units are the packages for tests of systemd units and of the build graph page.
 	Units = Commands{
 		"chromium":                "chromium",
 		"systemd":                 "systemd",
 		"systemd-analyze":         "systemd",
 		"systemd-socket-activate": "systemd",
 	}
-	// Compilers are those for C of all architectures, and what they need.
+	// Compilers are the C compilers for all architectures, with their dependencies.
 	Compilers = compilers()
 )
 
@@ -58,7 +58,7 @@ func compilers() Commands {
 	return c
 }
 
-// Install installs the packages that are not there, as root on Debian.
+// Install installs missing packages. That needs root on Debian.
 func Install(ctx context.Context, sets ...Commands) error {
 	needed := map[string]bool{}
 	for _, set := range sets {
