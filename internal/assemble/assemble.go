@@ -2,9 +2,9 @@
 // and the added files together into one source tree.
 //
 // The tree is upstream's module under its own import path, so every Go tool
-// works in it as in upstream's. Upstream files are copies that differ by the
-// seams only; added files are links into the repository, so an edit in the
-// tree is an edit of the repository.
+// works in it as in upstream's. Upstream files are copies that differ only by
+// the seams. Added files are links into the repository, so an edit in the tree
+// is an edit of the repository.
 package assemble
 
 import (
@@ -29,7 +29,7 @@ import (
 // SeamList is the name of the seam list in the repository.
 const SeamList = "seams.yaml"
 
-// Options select what is assembled.
+// Options select the tree to assemble.
 type Options struct {
 	Root       string // the repository
 	Module     string // another module of the seam list, BuildKit if it is empty
@@ -67,8 +67,8 @@ func (o Options) Releases() ([]string, error) {
 	return m.Served(), nil
 }
 
-// Listed returns an error if the release is not one of the seam list, which says what
-// to do about it.
+// Listed returns an error if the release is not in the seam list. The error says what to
+// do about it.
 func (o Options) Listed() error {
 	m, err := o.seams()
 	if err != nil {
@@ -109,32 +109,32 @@ func (o Options) Path() (string, error) {
 	return cmp.Or(m.Path, upstream.Module), nil
 }
 
-// Name is what the module is called, in messages.
+// Name returns the name of the module, for messages.
 func (o Options) Name() string {
 	return cmp.Or(o.Module, "BuildKit")
 }
 
-// Release is the module and its version, for messages.
+// Release returns the module and its version, for messages.
 func (o Options) Release() string {
 	return o.Name() + " " + o.Version
 }
 
-// BuildDir returns the folder of the tree in the repository, without what
-// Unmodified adds.
+// BuildDir returns the folder of the tree in the repository, without the suffix for
+// Unmodified.
 func (o Options) BuildDir() string {
 	return filepath.Join(o.Root, "build", strings.TrimPrefix(o.Module+"-"+o.Version, "-"))
 }
 
-// Source returns the place of an added file in the repository. It is given by its
-// path in the tree.
+// Source returns the path in the repository of an added file, given by its path in the
+// tree.
 func (o Options) Source(rel string) string {
 	return filepath.Join(o.Root, o.Module, filepath.FromSlash(rel))
 }
 
-// Tree is a tree that has been planned. Nothing is written before Write.
+// Tree is the plan of a tree. Only Write writes it.
 type Tree struct {
 	Options
-	Dir      string // where it is written
+	Dir      string // folder that Write writes to
 	Upstream *upstream.Source
 	Matches  []seam.Match
 	Changed  map[string][]byte // upstream files with seams, by slash-separated path
@@ -239,7 +239,7 @@ func readPackage(dir string) (map[string][]byte, error) {
 	return sources, nil
 }
 
-// AddedFiles lists the files that join packages of the module, by slash-separated path
+// AddedFiles returns the files that join packages of the module, by slash-separated path
 // in the tree.
 func (o Options) AddedFiles() (added []string, _ error) {
 	dirs := []string{"."}
@@ -275,7 +275,7 @@ func (o Options) AddedFiles() (added []string, _ error) {
 	return added, nil
 }
 
-// findAdded lists the added files. One that upstream has as well is an error.
+// findAdded sets the added files. It returns an error if upstream also has one of them.
 func (t *Tree) findAdded() (err error) {
 	if t.Added, err = t.AddedFiles(); err != nil {
 		return err
@@ -288,9 +288,9 @@ func (t *Tree) findAdded() (err error) {
 	return nil
 }
 
-// Write brings the tree on disk up to date. Files that are right already are
-// not touched, each other one is replaced in one step, and what does not
-// belong to the tree is removed last.
+// Write brings the tree on disk up to date. It does not touch files that are already up
+// to date, replaces each other file in one step, and removes files that do not belong to
+// the tree last.
 func (t *Tree) Write() error {
 	wanted := map[string]bool{}
 	err := filepath.WalkDir(t.Upstream.Dir, func(path string, d fs.DirEntry, err error) error {
@@ -376,7 +376,7 @@ type FileDiff struct {
 	Path    string // slash-separated
 	New     bool
 	Unified string // hunks with their header, as git writes them
-	Plus    int    // lines that upstream does not have
+	Plus    int    // lines that only the tree has
 	Minus   int    // lines that only upstream has
 }
 

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/mod/modfile"
 )
 
-// repository returns a repository and an upstream module, both small.
+// repository returns a small repository and a small upstream module.
 func repository(t *testing.T) (Options, *upstream.Source) {
 	opt := Options{Root: t.TempDir(), Version: "v1.0.0"}
 	src := &upstream.Source{Version: opt.Version, Dir: t.TempDir()}
@@ -45,8 +45,8 @@ func discardSeam() *seam.Seam {
 	return &seam.Seam{Name: "discard", Package: "solver", In: "Discard", Rename: "discard", Why: "test"}
 }
 
-// snapshot returns what a tree is on disk: the content of files and the
-// targets of links, and when they were written.
+// snapshot returns the state of a tree on disk: the content of files, the targets of
+// links, and modification times.
 func snapshot(t *testing.T, dir string) map[string]string {
 	out := map[string]string{}
 	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -100,7 +100,7 @@ func TestTreeAgain(t *testing.T) {
 	require.NoError(t, tree.Write())
 	require.Equal(t, before, snapshot(t, tree.Dir), "nothing is written again")
 
-	// what is gone from the repository goes, what was damaged is repaired
+	// Write removes files that the repository no longer has, and restores damaged ones
 	require.NoError(t, os.Remove(filepath.Join(opt.Root, "solver/owners_test.go")))
 	require.NoError(t, os.WriteFile(filepath.Join(tree.Dir, "go.mod"), []byte("damaged"), 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(tree.Dir, "stray.go"), []byte("package stray"), 0o600))
@@ -114,7 +114,7 @@ func TestTreeAgain(t *testing.T) {
 	require.Equal(t, before["solver/jobs.go"], after["solver/jobs.go"])
 }
 
-// TestTreeCopies vendors the tree, which go mod vendor does without its links.
+// TestTreeCopies vendors a tree with copies, because go mod vendor leaves links out.
 func TestTreeCopies(t *testing.T) {
 	t.Parallel()
 	opt, src := repository(t)
@@ -156,8 +156,8 @@ func TestTreeUnmodified(t *testing.T) {
 	require.Empty(t, diffs)
 }
 
-// TestTreeOfModule has a module whose added files are below a folder of its name,
-// and take no part in BuildKit, as those of BuildKit take none in it.
+// TestTreeOfModule assembles a module whose added files are below the folder with its
+// name. They must not be in BuildKit's tree, nor BuildKit's added files in its tree.
 func TestTreeOfModule(t *testing.T) {
 	t.Parallel()
 	opt, src := repository(t)
@@ -258,7 +258,7 @@ func TestPlanErrors(t *testing.T) {
 // modules are the modules of the seam list of this repository, BuildKit first.
 var modules = []string{"", "buildx"}
 
-// planRepository plans a module of this repository with its default release.
+// planRepository returns the plan of a module of this repository at its default release.
 func planRepository(t *testing.T, module string) *Tree {
 	root, err := upstream.Root()
 	require.NoError(t, err)
@@ -289,8 +289,8 @@ func TestModules(t *testing.T) {
 	require.ElementsMatch(t, modules, append(slices.Collect(maps.Keys(list.Modules)), ""), "the tests below do not run for all modules")
 }
 
-// TestLimits keeps the change of upstream's own files small. What does not fit
-// belongs into an added file.
+// TestLimits keeps the change of upstream's own files small. Code beyond these limits
+// belongs in an added file.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	for module, limit := range map[string]int{"": 60, "buildx": 1} {
@@ -370,7 +370,7 @@ func testPatch(t *testing.T, tree *Tree) {
 		got, err := os.ReadFile(path)
 		require.NoError(t, err)
 		want, err := os.ReadFile(filepath.Join(tree.Dir, rel))
-		if os.IsNotExist(err) { // links are relative to the real place of the tree
+		if os.IsNotExist(err) { // links are relative to the real path of the tree
 			want, err = os.ReadFile(tree.Source(rel))
 		}
 		require.NoError(t, err)
@@ -392,8 +392,8 @@ func git(t *testing.T, dir string, stdin *bytes.Buffer, args ...string) {
 	require.NoError(t, err, string(dt))
 }
 
-// The added files only compile in the tree: go.mod has to keep their folders
-// from the packages of this repository.
+// TestAddedFoldersIgnored requires that go.mod ignores the folders of added files, which
+// compile only in the tree.
 func TestAddedFoldersIgnored(t *testing.T) {
 	const root = "../.."
 	dirs, err := addedDirs(root)
@@ -414,9 +414,9 @@ func TestAddedFoldersIgnored(t *testing.T) {
 	}
 }
 
-// TestNoUpstreamCode looks for functions of upstream in the repository: one
-// with the same body of five statements or more is a copy, whatever its name
-// and comments are.
+// TestNoUpstreamCode looks for copies of upstream's functions in the repository: a
+// function with the same body of five statements or more is a copy, even with another
+// name and other comments.
 func TestNoUpstreamCode(t *testing.T) {
 	t.Parallel()
 	eachModule(t, func(t *testing.T, tree *Tree) {
@@ -432,8 +432,8 @@ func TestNoUpstreamCode(t *testing.T) {
 	})
 }
 
-// functionBodies returns the places of the functions below dir by their code,
-// without those in the folders to skip.
+// functionBodies returns the places of the functions below dir by their code, except
+// for functions in the folders to skip.
 func functionBodies(t *testing.T, dir string, skip ...string) map[string]string {
 	out := map[string]string{}
 	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -15,10 +15,10 @@ import (
 // ownDirs are the folders of the repository whose files join no other module.
 var ownDirs = []string{"bin", "build", "cmd/graphload", "dist", "docs", "examples", "integration", "internal", "packaging"}
 
-// addedDirs returns the folders of the repository whose Go files join the package of
-// the same path in BuildKit: those that go.mod ignores, as the files compile only in
-// the tree. Those of another module are below the folder of its name. A Go file in any
-// other folder is an error, as it would be in no program and in no test.
+// addedDirs returns the folders of the repository whose Go files join the package of the
+// same path in BuildKit, or for another module below the folder with its name. go.mod
+// ignores these folders, because the files compile only in the tree. addedDirs returns an
+// error for a Go file in any other folder, which would be in no program and in no test.
 func addedDirs(root string) (dirs []string, _ error) {
 	path := filepath.Join(root, "go.mod")
 	dt, err := os.ReadFile(path)

@@ -13,9 +13,9 @@ import (
 	"github.com/graphload/graphload/internal/upstream"
 )
 
-// Packages returns the packages of the tree that have seams or added files, as
-// patterns for the go command. Folders of packages that only have tests of
-// upstream's integration harness are among them.
+// Packages returns the packages of the tree that have seams or added files, as patterns
+// for the go command. They include packages that only have tests for upstream's
+// integration harness.
 func (t *Tree) Packages() []string {
 	pkgs := map[string]bool{}
 	for name := range t.Changed {
@@ -27,24 +27,24 @@ func (t *Tree) Packages() []string {
 	return slices.Sorted(maps.Keys(pkgs))
 }
 
-// Fate is what became of a seam in another release.
+// Fate says whether another release still has the place of a seam.
 type Fate string
 
-// What can become of a seam.
+// The fates of a seam.
 const (
 	Held  Fate = "held"  // in the same line
-	Moved Fate = "moved" // found in another line or file
-	Lost  Fate = "lost"  // not found, or not once
+	Moved Fate = "moved" // in another line or file
+	Lost  Fate = "lost"  // not found, or more than once
 )
 
 // Finding is the fate of one seam.
 type Finding struct {
 	Seam     *seam.Seam
 	Fate     Fate
-	Old, New string // path:line, empty where it is not found
-	Err      error  // why it is lost
-	// Changes is how upstream changed the declaration that the seam is in, as
-	// a unified diff. A seam that is found can need care all the same.
+	Old, New string // path:line, empty if not found
+	Err      error  // why the seam is lost
+	// Changes is a unified diff of upstream's changes to the declaration that the
+	// seam names. A maintainer must review them even if the seam is found.
 	Changes string
 }
 
@@ -83,8 +83,7 @@ func position(p seam.Place) string {
 	return p.Match.Position()
 }
 
-// locate looks for the seams one by one. A package that is not there loses its
-// seams.
+// locate looks for the seams one by one. The seams of a missing package are lost.
 func locate(src *upstream.Source, seams []*seam.Seam) (map[*seam.Seam]seam.Place, error) {
 	byPackage := map[string][]*seam.Seam{}
 	for _, s := range seams {
@@ -110,7 +109,7 @@ func locate(src *upstream.Source, seams []*seam.Seam) (map[*seam.Seam]seam.Place
 	return out, nil
 }
 
-// Summary counts the fates.
+// Summary returns the number of seams for each fate.
 func Summary(findings []Finding) string {
 	n := map[Fate]int{}
 	for _, f := range findings {
