@@ -1,5 +1,5 @@
-// Package audit looks for known vulnerabilities in binaries with govulncheck,
-// and tells those that a maintainer has judged from those that are new.
+// Package audit looks for known vulnerabilities in binaries with govulncheck, and
+// separates those that a maintainer has judged from new ones.
 package audit
 
 import (
@@ -21,11 +21,11 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// ErrNoDatabase is returned when the database cannot be reached: then nothing is
-// known about the binaries.
+// ErrNoDatabase means that the database cannot be reached, so that nothing is known
+// about the binaries.
 var ErrNoDatabase = errors.New("the vulnerability database cannot be reached, nothing was checked")
 
-// govulncheck is the tool that looks.
+// govulncheck is the tool that looks for vulnerabilities.
 var govulncheck = gomod.Tool{
 	Module: gomod.Module{Path: "golang.org/x/vuln", Version: "v1.9.0", Sum: "h1:12VaqnI9kJfqwRoPptxoqsUhQtdfrSbdksT7X/KY/sc="},
 	Pkg:    "./cmd/govulncheck",
@@ -38,12 +38,12 @@ type Finding struct {
 	Module  string
 	Version string
 	Fixed   string
-	Symbol  string // that is in the binary, if that is known
+	Symbol  string // the vulnerable symbol in the binary, if known
 	Binary  string // path
 	Verdict string // why it is accepted, empty if it has not been judged
 }
 
-// Binaries looks into binaries, with the database of the given name.
+// Binaries returns the findings in binaries, with the database of the given name.
 func Binaries(ctx context.Context, name string, paths []string) (findings []Finding, _ error) {
 	db, err := Open(ctx, name)
 	if err != nil {
@@ -83,7 +83,7 @@ func Report(w io.Writer, root string, findings []Finding, bins int) error {
 	return errors.WithStack(tw.Flush())
 }
 
-// binary looks into a binary.
+// binary returns the findings in one binary.
 func binary(ctx context.Context, tool, db, path string) ([]Finding, error) {
 	cmd := exec.CommandContext(ctx, tool, "-mode=binary", "-format=json", "-db="+db, path)
 	var stderr bytes.Buffer
@@ -95,8 +95,8 @@ func binary(ctx context.Context, tool, db, path string) ([]Finding, error) {
 	return parse(bytes.NewReader(dt), path)
 }
 
-// parse reads messages of govulncheck. A vulnerability is reported several
-// times, with more and more detail; the most detailed one counts.
+// parse reads messages of govulncheck, which reports a vulnerability several times, with
+// increasing detail. parse keeps the most detailed report.
 func parse(r io.Reader, binary string) ([]Finding, error) {
 	type frame struct{ Module, Version, Package, Function, Receiver string }
 	summaries := map[string]string{}
@@ -143,7 +143,7 @@ func parse(r io.Reader, binary string) ([]Finding, error) {
 	return out, nil
 }
 
-// Verdicts are the findings that a maintainer has judged, with the reason.
+// Verdicts are the findings that a maintainer has accepted, with the reason.
 type Verdicts map[string]string
 
 // LoadVerdicts reads a file with verdicts.

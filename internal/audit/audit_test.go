@@ -38,8 +38,7 @@ func TestParse(t *testing.T) {
 	require.Error(t, err)
 }
 
-// TestOpen has databases that are not there: that is told from a database that
-// knows of nothing.
+// TestOpen opens missing databases, which must differ from a database without reports.
 func TestOpen(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -14,14 +14,14 @@ import (
 	"github.com/pkg/errors"
 )
 
-// DefaultDB is the module of the Go project's database. It comes the way that
-// all modules come, also where nothing else can be reached.
+// DefaultDB is the module with the Go project's database. The go command fetches it like
+// any other module, even if the machine can only reach a module proxy.
 const DefaultDB = "golang.org/x/vulndb@latest"
 
-// Open returns the URL of a database for govulncheck. A name is a URL, or a
-// module with a version whose reports are made a database in the cache folder of
-// the user; the folder has the name of the version. ErrNoDatabase is returned
-// when there is none.
+// Open returns the URL of a database for govulncheck. The name is a URL, or a module
+// with a version, from whose reports Open makes a database in the cache folder of the
+// user, in a folder named after the version. Open returns ErrNoDatabase if it finds no
+// database.
 func Open(ctx context.Context, name string) (url string, err error) {
 	url = name
 	if !strings.Contains(name, "://") {
@@ -35,8 +35,8 @@ func Open(ctx context.Context, name string) (url string, err error) {
 	return url, nil
 }
 
-// fromModule makes a database of the reports in a module, if that has not been
-// done for its version.
+// fromModule makes a database of the reports in a module, unless there is one for that
+// version.
 func fromModule(ctx context.Context, name string) (_ string, retErr error) {
 	path, version, ok := strings.Cut(name, "@")
 	if !ok {
@@ -72,7 +72,7 @@ func fromModule(ctx context.Context, name string) (_ string, retErr error) {
 	return url, errors.WithStack(os.Rename(out, dir))
 }
 
-// checkIndex fails when there is no database at url.
+// checkIndex returns an error if there is no database at url.
 func checkIndex(ctx context.Context, url string) error {
 	const index = "/index/db.json"
 	if dir, ok := strings.CutPrefix(url, "file://"); ok {

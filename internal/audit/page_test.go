@@ -20,7 +20,7 @@ var (
 	itemStart = regexp.MustCompile(`(?m)^(?:-|\d+\.) `)
 )
 
-// TestSecurityPage has every test that the page about security names exist.
+// TestSecurityPage requires that every test named on the page about security exists.
 func TestSecurityPage(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
