@@ -14,10 +14,10 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Package is the package that buildkitd --version shows.
+// Package is the package in the output of buildkitd --version.
 const Package = "github.com/graphload/graphload"
 
-// Suffix is behind the version of what has the change.
+// Suffix follows the version of programs with the change.
 const Suffix = "+graphload"
 
 // buildx is the name of buildx in the seam list.
@@ -42,8 +42,8 @@ func BuildxTree(ctx context.Context, root string) (*assemble.Tree, error) {
 	return Tree(ctx, opt)
 }
 
-// Dir is where the binaries of a tree go: bin for the release that go.mod
-// requires, bin/<version> for others, and upstream or race below.
+// Dir returns the folder for the binaries of a tree: bin for the release that go.mod
+// requires, bin/<version> for others, and the folders upstream or race below.
 func Dir(opt assemble.Options, race bool) (string, error) {
 	def, err := upstream.DefaultVersion(opt.Root)
 	if err != nil {
@@ -62,7 +62,7 @@ func Dir(opt assemble.Options, race bool) (string, error) {
 	return dir, nil
 }
 
-// Daemon assembles the tree, builds buildkitd and buildctl as upstream does, and
+// Daemon assembles the tree, builds buildkitd and buildctl with upstream's flags, and
 // returns their folder.
 func Daemon(ctx context.Context, opt assemble.Options, race bool) (string, error) {
 	t, err := Tree(ctx, opt)
@@ -72,7 +72,7 @@ func Daemon(ctx context.Context, opt assemble.Options, race bool) (string, error
 	return InTree(ctx, t, race)
 }
 
-// InTree is Daemon for a tree that has been assembled.
+// InTree is Daemon for a tree that is already assembled.
 func InTree(ctx context.Context, t *assemble.Tree, race bool) (string, error) {
 	opt := t.Options
 	dir, err := Dir(opt, race)
@@ -123,7 +123,7 @@ func Buildx(ctx context.Context, root string) error {
 	return gomod.Build(ctx, t.Dir, "./cmd/buildx", filepath.Join(root, "bin", "buildx"), ldflags, []string{"CGO_ENABLED=0"})
 }
 
-// All builds what end-to-end tests run: both daemons, and buildx.
+// All builds the programs for end-to-end tests: both daemons, and buildx.
 func All(ctx context.Context, opt assemble.Options) error {
 	if err := Daemons(ctx, opt); err != nil {
 		return err
@@ -131,7 +131,7 @@ func All(ctx context.Context, opt assemble.Options) error {
 	return Buildx(ctx, opt.Root)
 }
 
-// Version is what a program of the tree says that it is.
+// Version returns the version that a program of the tree prints.
 func Version(opt assemble.Options) string {
 	if opt.Unmodified {
 		return opt.Version
@@ -139,7 +139,7 @@ func Version(opt assemble.Options) string {
 	return opt.Version + Suffix
 }
 
-// VersionFlags returns the flags of the linker that set what --version shows, for a
+// VersionFlags returns the flags of the linker that set the output of --version for a
 // program of the given module.
 func VersionFlags(ctx context.Context, opt assemble.Options, module string) (string, error) {
 	pkg, rev := module, ""
@@ -154,8 +154,8 @@ func VersionFlags(ctx context.Context, opt assemble.Options, module string) (str
 	return "-X " + vars + "Package=" + pkg + " -X " + vars + "Revision=" + rev + " -X " + vars + "Version=" + Version(opt), nil
 }
 
-// Revision returns the commit of the repository, with .m when there are
-// changes that are not committed.
+// Revision returns the commit of the repository, followed by .m if there are
+// uncommitted changes.
 func Revision(ctx context.Context, root string) (string, error) {
 	rev, err := Git(ctx, root, "rev-parse", "HEAD")
 	if err != nil {
@@ -171,7 +171,7 @@ func Revision(ctx context.Context, root string) (string, error) {
 	return rev, nil
 }
 
-// Git returns what git prints in the repository.
+// Git runs git in the repository and returns its output.
 func Git(ctx context.Context, root string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "git", args...)
 	cmd.Dir = root
