@@ -23,8 +23,8 @@ import (
 	"golang.org/x/mod/module"
 )
 
-// Mark is the comment behind the lines that are added to a go.mod. Undo removes
-// the lines that have it, and no others.
+// Mark is the comment at the end of the lines that Embed adds to a go.mod. Undo removes
+// only lines with the mark.
 const Mark = "// graphload embed"
 
 // Program is a Go program, as its go.mod describes it.
@@ -34,12 +34,12 @@ type Program struct {
 	Vendored bool   // the source of its dependencies is in vendor
 
 	path string
-	data []byte // of go.mod, as it is on disk
+	data []byte // content of go.mod on disk
 	file *modfile.File
-	sums []byte // of go.sum
+	sums []byte // content of go.sum
 }
 
-// Change is what embedding added to go.mod, or found in it.
+// Change describes the lines that Embed added to go.mod, or found in it.
 type Change struct {
 	Tree     *assemble.Tree
 	Replace  string           // the path of the tree
@@ -47,8 +47,9 @@ type Change struct {
 	Used     []module.Version // not copied, because the program uses them
 }
 
-// Into assembles the tree of the release that the program requires, and makes it use
-// the tree. It writes nothing if that is impossible. It tells whether it wrote go.mod.
+// Into assembles the tree of the release that the program requires, and makes the
+// program use it. If that is impossible, Into writes nothing. It reports whether it
+// wrote go.mod.
 func Into(ctx context.Context, root string, p *Program) (*Change, bool, error) {
 	served, err := assemble.Options{Root: root}.Releases()
 	if err != nil {
@@ -74,7 +75,7 @@ func Into(ctx context.Context, root string, p *Program) (*Change, bool, error) {
 }
 
 // Embed makes the program in dir use the tree of the release that it requires, and
-// says what to run next.
+// writes to w what to run next.
 func Embed(ctx context.Context, w io.Writer, root, dir string) (*assemble.Tree, error) {
 	p, err := Open(dir)
 	if err != nil {
@@ -165,8 +166,8 @@ func Open(dir string) (*Program, error) {
 	return p, nil
 }
 
-// Release returns the release of BuildKit that the program requires. One that is
-// not supported is an error.
+// Release returns the release of BuildKit that the program requires. It returns an error
+// if the release is not supported.
 func (p *Program) Release(supported []string) (string, error) {
 	for _, r := range p.file.Require {
 		if r.Mod.Path != upstream.Module {
@@ -180,10 +181,10 @@ func (p *Program) Release(supported []string) (string, error) {
 	return "", errors.Errorf("%s does not require BuildKit (%s)", p.Name, upstream.Module)
 }
 
-// Embed replaces BuildKit by the tree and copies the exclude directives of BuildKit,
-// which count only in the go.mod of the program. An exclude of a version that the
-// program uses is left out: the go command would want other versions. Nothing is
-// written before Write.
+// Embed replaces BuildKit with the tree and copies the exclude directives of BuildKit,
+// which count only in the go.mod of the program. It leaves out excludes of versions that
+// the program uses, for which the go command would select other versions. Only Write
+// changes the file.
 func (p *Program) Embed(t *assemble.Tree) (*Change, error) {
 	c := &Change{Tree: t, Replace: p.treePath(t)}
 	replaced := false
@@ -239,8 +240,8 @@ func (p *Program) Embed(t *assemble.Tree) (*Change, error) {
 	return c, nil
 }
 
-// Undo removes what Embed added. It returns the directives. Nothing is written
-// before Write.
+// Undo removes the directives that Embed added, and returns them. Only Write changes the
+// file.
 func (p *Program) Undo() (removed []string, _ error) {
 	for _, r := range slices.Clone(p.file.Replace) {
 		if !marked(r.Syntax) {
@@ -263,8 +264,7 @@ func (p *Program) Undo() (removed []string, _ error) {
 	return removed, nil
 }
 
-// Write replaces go.mod in one step, if there is anything to change, and tells
-// whether there was.
+// Write replaces go.mod in one step if it has changes, and reports whether it had.
 func (p *Program) Write() (bool, error) {
 	p.file.Cleanup()
 	dt, err := p.file.Format()
@@ -289,8 +289,8 @@ func (p *Program) Write() (bool, error) {
 	return true, nil
 }
 
-// treePath is relative for a program inside the repository, which moves with the
-// tree, and absolute for others.
+// treePath returns the path of the tree: a relative one for a program inside the
+// repository, which moves with the tree, and an absolute one for others.
 func (p *Program) treePath(t *assemble.Tree) string {
 	if root, err := filepath.EvalSymlinks(t.Root); err == nil && strings.HasPrefix(p.Dir+"/", root+"/") {
 		if rel, err := filepath.Rel(p.Dir, filepath.Join(root, strings.TrimPrefix(t.Dir, t.Root))); err == nil {
@@ -311,14 +311,14 @@ func (p *Program) abs(path string) string {
 	return filepath.Join(p.Dir, path)
 }
 
-// uses tells if the version is in the module graph of the program, as far as its
-// go.mod and go.sum say.
+// uses reports whether the version is in the module graph of the program, as far as its
+// go.mod and go.sum tell.
 func (p *Program) uses(mod module.Version) bool {
 	return slices.ContainsFunc(p.file.Require, func(r *modfile.Require) bool { return r.Mod == mod }) ||
 		bytes.Contains(append([]byte("\n"), p.sums...), []byte("\n"+mod.Path+" "+mod.Version+"/go.mod "))
 }
 
-// readExcludes returns what the go.mod of the release excludes.
+// readExcludes returns the module versions that the go.mod of the release excludes.
 func readExcludes(t *assemble.Tree) (mods []module.Version, _ error) {
 	path := filepath.Join(t.Upstream.Dir, "go.mod")
 	dt, err := os.ReadFile(path)

@@ -28,7 +28,7 @@ exclude (
 
 // TestScripts runs the scripts in testdata on a module in a temporary folder. A
 // script is a txtar archive: its files are the module, and the lines before them
-// say what is done:
+// are commands:
 //
 //	embed changed|unchanged|error TEXT
 //	undo changed|unchanged
@@ -113,7 +113,7 @@ func (s *script) run(t *testing.T, line string) {
 	}
 }
 
-// goMod returns what the program's go.mod has, and nothing if there is none.
+// goMod returns the content of the program's go.mod, or "" if there is none.
 func (s *script) goMod(t *testing.T) string {
 	dt, err := os.ReadFile(filepath.Join(s.dir, "go.mod"))
 	if !os.IsNotExist(err) {
@@ -122,7 +122,7 @@ func (s *script) goMod(t *testing.T) string {
 	return string(dt)
 }
 
-// embed does what the command does, without writing a tree.
+// embed does the same as the command, without writing a tree.
 func (s *script) embed() (bool, error) {
 	p, err := Open(s.dir)
 	if err != nil {
@@ -159,7 +159,7 @@ func write(t *testing.T, path, content string) {
 	require.NoError(t, os.WriteFile(path, []byte(content), 0o644)) //nolint:gosec
 }
 
-// TestChange checks what the command prints.
+// TestChange checks the output of the command.
 func TestChange(t *testing.T) {
 	t.Parallel()
 	s := newScript(t, txtar.Parse([]byte(`-- go.mod --

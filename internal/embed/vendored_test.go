@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestEmbedVendored embeds the tree in a program that has its dependencies in
-// vendor, and undoes it.
+// TestEmbedVendored embeds the tree in a program with vendored dependencies, and undoes
+// that.
 func TestEmbedVendored(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -66,8 +66,7 @@ func TestEmbedVendored(t *testing.T) {
 		}
 	}
 	require.NotZero(t, compared)
-	// the go command finds vendor consistent with go.mod; that the tree compiles is
-	// tested as such
+	// the go command finds vendor consistent with go.mod; other tests compile the tree
 	require.Contains(t, run("list", "-mod=vendor", "-deps", "."), upstream.Module+"/session\n")
 
 	require.NoError(t, Revert(&out, dir))
