@@ -22,21 +22,21 @@ import (
 // Module is the module path of the engine.
 const Module = "github.com/moby/moby/v2"
 
-// DefaultVersion is the release of the engine that is built and tested.
+// DefaultVersion is the release of the engine that graphload engine builds by default.
 const DefaultVersion = "v2.0.0-beta.24"
 
-// sums has the checksums of known releases. The go command checks those of others
-// with its checksum database.
+// sums has the checksums of known releases. The go command checks other releases with
+// its checksum database.
 var sums = map[string]string{
 	DefaultVersion: "h1:sWv7EckkDJhpraR9yUjkw1XeVf39+MWd58E22PYloNA=",
 }
 
-// BuildTags are those of hack/make.sh for static binaries. The one for journald
-// needs libsystemd, which has no static library: the engine's own static builds are
-// without it as well.
+// BuildTags are the build tags of hack/make.sh for static binaries. They leave out the
+// tag for journald, as the engine's own static builds do, because it needs libsystemd,
+// which has no static library.
 const BuildTags = "netgo osusergo static_build nri_no_wasm"
 
-// Commands are the programs of the engine, and if they have parts in C.
+// Commands are the programs of the engine, and whether they have parts in C.
 var Commands = []struct {
 	Name string
 	CGo  bool
@@ -50,19 +50,19 @@ type Source struct {
 	Version  string
 	Dir      string
 	BuildKit string // the release that it requires
-	Embedded bool   // the assembled tree is in the place of BuildKit
+	Embedded bool   // the assembled tree replaces BuildKit
 
 	time time.Time // of the release
 }
 
-// Unmodified returns the source of a release as it is, in the module cache.
+// Unmodified returns the unmodified source of a release in the module cache.
 func Unmodified(ctx context.Context, root, version string) (*Source, error) {
 	mod := gomod.Module{Path: Module, Version: version, Sum: sums[version]}
 	dir, err := mod.Download(ctx)
 	if err != nil {
 		return nil, err
 	}
-	// the version can be a query
+	// the version may be a query
 	if _, at, ok := strings.Cut(filepath.Base(dir), "@"); !ok || at != version {
 		return nil, errors.Errorf("%q is not a release of %s: give the version in full", version, Module)
 	}
@@ -93,7 +93,7 @@ func Prepare(ctx context.Context, root, version string) (*Source, error) {
 		return nil, err
 	}
 	dir := filepath.Join(root, "build", "moby-"+version)
-	temp := dir + ".tmp" // beside it, as the path of the tree is relative
+	temp := dir + ".tmp" // beside dir, because the path of the tree is relative
 	if err := os.RemoveAll(temp); err != nil {
 		return nil, errors.WithStack(err)
 	}
@@ -146,7 +146,7 @@ func Binaries(ctx context.Context, root, version string, unmodified bool) (strin
 	return out, nil
 }
 
-// DockerVersion is what docker version shows.
+// DockerVersion returns the version that docker version shows.
 func (s *Source) DockerVersion() string {
 	v := strings.TrimPrefix(s.Version, "v")
 	if s.Embedded {
@@ -155,8 +155,8 @@ func (s *Source) DockerVersion() string {
 	return v
 }
 
-// Build builds static dockerd and docker-proxy into the folder out. Revision is the
-// commit of the repository whose change they have.
+// Build builds static dockerd and docker-proxy into the folder out. revision is the
+// commit of the repository with the change.
 func (s *Source) Build(ctx context.Context, out, revision string) error {
 	for _, c := range Commands {
 		cgo := "CGO_ENABLED=0"
@@ -171,9 +171,9 @@ func (s *Source) Build(ctx context.Context, out, revision string) error {
 	return nil
 }
 
-// LDFlags returns the flags of the linker. The commit of the engine is not in its
-// module: its tag is in the place of it. The names of platform and product are those
-// of packages, and stay empty as in the engine's own builds.
+// LDFlags returns the flags of the linker. They have the tag of the engine in place of
+// its commit, which its module does not name. The names of platform and product are for
+// packages, and stay empty as in the engine's own builds.
 func (s *Source) LDFlags(revision string) string {
 	var b strings.Builder
 	b.WriteString("-w -extldflags -static")
@@ -184,7 +184,7 @@ func (s *Source) LDFlags(revision string) string {
 	set(Module+"/dockerversion.GitCommit", s.Version)
 	set(Module+"/dockerversion.BuildTime", s.time.UTC().Format("2006-01-02T15:04:05.000000000-07:00"))
 	if s.Embedded {
-		// what is replaced has no version in the binary
+		// a replaced module has no version in the binary
 		set(upstream.Module+"/version.Version", s.BuildKit+build.Suffix)
 		set(upstream.Module+"/version.Package", build.Package)
 		set(upstream.Module+"/version.Revision", revision)

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/mod/modfile"
 )
 
-// TestPrepare checks that the copy is the module, except for what embed adds to its
-// go.mod, and that preparing it again starts afresh.
+// TestPrepare checks that the copy equals the module, except for the lines that embed
+// adds to its go.mod, and that a second Prepare starts afresh.
 func TestPrepare(t *testing.T) {
 	if testing.Short() {
 		t.Skip("fetches the Docker engine")
@@ -45,8 +45,8 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
-// TestFlags compares the flags with those of the engine's own build, so that another
-// release that changes them is noticed.
+// TestFlags compares the flags with those of the engine's own build, and so fails for a
+// release that changes them.
 func TestFlags(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -73,7 +73,7 @@ func TestFlags(t *testing.T) {
 		switch m[2] {
 		case "VERSION", "GITCOMMIT", "BUILDTIME":
 			require.Contains(t, ldflags, "-X "+m[1]+"=")
-		case "PLATFORM", "PRODUCT", "DEFAULT_PRODUCT_LICENSE": // of packages
+		case "PLATFORM", "PRODUCT", "DEFAULT_PRODUCT_LICENSE": // only for packages
 			require.NotContains(t, ldflags, m[1])
 		default:
 			t.Errorf("%s is new", m[1])
