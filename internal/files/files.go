@@ -1,5 +1,5 @@
-// Package files has what several packages do with files: replace them in one step,
-// copy and compare them, and look for the linker that a program needs.
+// Package files has functions for files: they replace a file in one step, copy and hash
+// files, and find the dynamic linker that a program needs.
 package files
 
 import (
@@ -16,8 +16,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Replace has create make a file of another name, which then takes the place of
-// path: whoever reads or runs path meanwhile has the old file or the new one.
+// Replace calls create to write a file with a temporary name, and renames it to path. A
+// process that reads or runs path meanwhile sees the old file or the new one.
 func Replace(path string, create func(tmp string) error) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return errors.WithStack(err)
@@ -30,7 +30,7 @@ func Replace(path string, create func(tmp string) error) error {
 	return errors.WithStack(os.Rename(tmp, path))
 }
 
-// Write replaces a file. The mode does not depend on the umask.
+// Write replaces a file. Its mode does not depend on the umask.
 func Write(path string, dt []byte, mode fs.FileMode) error {
 	return Replace(path, func(tmp string) error {
 		if err := os.WriteFile(tmp, dt, mode); err != nil {
@@ -40,7 +40,7 @@ func Write(path string, dt []byte, mode fs.FileMode) error {
 	})
 }
 
-// Copy replaces dst by a copy of src.
+// Copy replaces dst with a copy of src.
 func Copy(src, dst string, mode fs.FileMode) error {
 	dt, err := os.ReadFile(src)
 	if err != nil {
@@ -49,7 +49,7 @@ func Copy(src, dst string, mode fs.FileMode) error {
 	return Write(dst, dt, mode)
 }
 
-// Empty makes a folder that has nothing in it.
+// Empty creates an empty folder, and removes the content of an existing one.
 func Empty(dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return errors.WithStack(err)
@@ -98,8 +98,8 @@ func CheckStatic(path string) error {
 	return nil
 }
 
-// CacheDir returns a folder, of the given path, among those that are kept between
-// runs: in the cache folder of the user.
+// CacheDir returns the folder with the given path in the cache folder of the user, which
+// keeps files between runs.
 func CacheDir(elem ...string) (string, error) {
 	dir, err := os.UserCacheDir()
 	return filepath.Join(append([]string{dir, "graphload"}, elem...)...), errors.WithStack(err)
