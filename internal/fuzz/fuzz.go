@@ -25,8 +25,8 @@ type Target struct {
 	Pkg  string // relative to the tree or the repository
 }
 
-// Targets returns the fuzz targets of the given names, or all for none: those in added
-// files, and in the packages of the repository.
+// Targets returns the fuzz targets with the given names, or all if names is empty, in
+// added files and in the packages of the repository.
 func Targets(opt assemble.Options, names []string) (targets []Target, _ error) {
 	add := func(file, pkg string, tree bool) error {
 		found, err := gotest.Functions(file, "Fuzz")
@@ -68,7 +68,7 @@ func (t Target) String() string {
 	return t.Name
 }
 
-// RunAll runs targets one after another, each for some time.
+// RunAll runs targets one after another, each for the duration d.
 func RunAll(ctx context.Context, targets []Target, t *assemble.Tree, d time.Duration) error {
 	var failed []error
 	for _, target := range targets {
@@ -81,9 +81,9 @@ func RunAll(ctx context.Context, targets []Target, t *assemble.Tree, d time.Dura
 	return stderrors.Join(failed...)
 }
 
-// Failing is the folder with the inputs that have failed in the repository at
-// root: testdata of the package, or for targets in the tree, of which the next
-// command removes what it does not know, a folder beside the trees.
+// Failing returns the folder with the failed inputs, in the repository at root: testdata
+// of the package, or for targets in the tree a folder beside the trees, because the next
+// command that writes the tree removes other files from it.
 func (t Target) Failing(root string) string {
 	if t.Tree {
 		return filepath.Join(root, "build", "fuzz", t.Name)
@@ -91,14 +91,15 @@ func (t Target) Failing(root string) string {
 	return t.testdata(root)
 }
 
-// testdata is where the go command keeps inputs that fail, and reads them.
+// testdata returns the folder to which the go command writes inputs that fail, and from
+// which it reads them.
 func (t Target) testdata(dir string) string {
 	return filepath.Join(dir, filepath.FromSlash(t.Pkg), "testdata", "fuzz", t.Name)
 }
 
-// Run runs a target for some time in the repository at root, or in its tree,
-// with the inputs that have failed before first. New inputs are kept in the
-// build cache, those that fail in the folder Failing.
+// Run runs a target for the duration d in the repository at root, or in its tree. It
+// starts with the inputs that failed before. The build cache keeps new inputs, and the
+// folder Failing keeps inputs that fail.
 func Run(ctx context.Context, t Target, root, tree string, d time.Duration) error {
 	dir := root
 	if t.Tree {
@@ -107,7 +108,7 @@ func Run(ctx context.Context, t Target, root, tree string, d time.Duration) erro
 			return err
 		}
 	}
-	// by default a minute is spent on making each new input small
+	// by default, go test spends up to a minute on minimizing each new input
 	args := []string{"test", "-buildvcs=false", "-run", "^$", "-fuzz", "^" + t.Name + "$", "-fuzztime", d.String(), "-fuzzminimizetime", "100x"}
 	cmd := gomod.Command(ctx, dir, append(args, t.Pkg)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestFailingInputs has a target in a tree fail. Its input is still there, and
-// is the first to run, when the tree has been written again.
+// TestFailingInputs runs a target in a tree that fails. After the tree has been written
+// again, the input must still exist and run first.
 func TestFailingInputs(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles what it runs with instrumentation")
@@ -42,7 +42,7 @@ func FuzzBroken(f *testing.F) {
 	require.NoError(t, err)
 	require.Len(t, inputs, 1)
 
-	// as a command does that writes the tree: what it does not know goes
+	// as a command does that writes the tree and removes other files from it
 	require.NoError(t, os.Remove(filepath.Join(tree, "pkg", "testdata", "fuzz", "FuzzBroken")))
 	require.FileExists(t, filepath.Join(failing, inputs[0].Name()))
 	require.ErrorContains(t, Run(t.Context(), target, root, tree, time.Second), "inputs that fail are in "+failing)
