@@ -12,11 +12,11 @@ import (
 	"github.com/pkg/errors"
 )
 
-// BuildTags are those of BuildKit's releases.
+// BuildTags are the build tags of BuildKit's releases.
 const BuildTags = "osusergo netgo static_build seccomp"
 
-// Build builds a package of the module in dir without what depends on the
-// machine. The file out is replaced when that has succeeded.
+// Build builds a package of the module in dir, such that the binary does not depend on
+// the machine. It replaces the file out only if the build succeeds.
 func Build(ctx context.Context, dir, pkg, out, ldflags string, env []string, args ...string) error {
 	err := files.Replace(out, func(tmp string) error {
 		args := append([]string{"build", "-trimpath", "-buildvcs=false", "-tags", BuildTags, "-ldflags", ldflags, "-o", tmp}, args...)
@@ -33,15 +33,14 @@ func Build(ctx context.Context, dir, pkg, out, ldflags string, env []string, arg
 type Tool struct {
 	Module
 	Pkg     string // in the module
-	Name    string // of the command, that of the package by default
+	Name    string // of the command, by default that of the package
 	LDFlags string
-	Mod     string // name of its go.mod without .mod, if the go command knows no module there
+	Mod     string // name of its go.mod without .mod, for a project that has no file go.mod
 }
 
-// Install returns the path of the tool. It is built when it is used for the first
-// time, and kept in the cache folder of the user. It is built in the folder of its
-// module: go install refuses modules with exclude and replace directives, which are
-// for the main module.
+// Install returns the path of the tool. The first call builds it into the cache folder
+// of the user. It builds in the folder of the module, because go install refuses modules
+// with exclude and replace directives, which only count in the main module.
 func (t Tool) Install(ctx context.Context) (string, error) {
 	name := t.Name
 	if name == "" {

@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// abortTimeout is how long tests that are interrupted may take to end what they
-// started.
+// abortTimeout bounds the time that interrupted tests take to stop the processes that
+// they started.
 const abortTimeout = 2 * time.Minute
 
-// Command returns a go command that runs in dir. When ctx is done it is
-// interrupted, and with it what it runs: the go command itself would leave
-// tests alone.
+// Command returns a go command that runs in dir. When ctx is done, it interrupts the go
+// command and the processes that this runs, because the go command alone would not pass
+// the signal on to tests.
 func Command(ctx context.Context, dir string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir

@@ -20,21 +20,21 @@ type Module struct {
 	Sum     string // h1: checksum, as in go.sum; empty to leave it to the go command
 }
 
-// Source is a module in the module cache. It must not be written to.
+// Source is a module in the module cache. Callers must not write to it.
 type Source struct {
 	Version, Dir, Sum string
 
 	Info, Error string // for this package alone
 }
 
-// Download returns the folder of the module in the module cache. A source with
-// another checksum is an error.
+// Download returns the folder of the module in the module cache. It returns an error if
+// the source has another checksum.
 func (m Module) Download(ctx context.Context) (string, error) {
 	s, err := m.Fetch(ctx)
 	return s.Dir, err
 }
 
-// Time returns when the version was made. It downloads the module.
+// Time returns the time of the version. It downloads the module.
 func (m Module) Time(ctx context.Context) (time.Time, error) {
 	s, err := m.Fetch(ctx)
 	if err != nil {
@@ -49,8 +49,8 @@ func (m Module) Time(ctx context.Context) (time.Time, error) {
 	return info.Time, errors.WithStack(err)
 }
 
-// Fetch downloads the module with the go command, or finds it in the module cache. A
-// source with another checksum is an error.
+// Fetch downloads the module with the go command, or finds it in the module cache. It
+// returns an error if the source has another checksum.
 func (m Module) Fetch(ctx context.Context) (Source, error) {
 	name := m.Path + "@" + m.Version
 	goCmd, err := exec.LookPath("go")
