@@ -1,4 +1,4 @@
-// Package gotest runs go test, and reads what it reports.
+// Package gotest runs go test and reads its reports.
 package gotest
 
 import (
@@ -21,7 +21,7 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Run runs go test in a folder and shows what it prints.
+// Run runs go test in a folder and shows its output.
 func Run(ctx context.Context, dir string, args ...string) error {
 	args = append([]string{"test", "-buildvcs=false"}, args...)
 	rel, err := filepath.Rel(filepath.Dir(filepath.Dir(dir)), dir)
@@ -34,12 +34,11 @@ func Run(ctx context.Context, dir string, args ...string) error {
 	return errors.Wrapf(cmd.Run(), "go test in %s", dir)
 }
 
-// dependents are packages that the change is not in, and that use what it changes
-// most: sessions and the steps of LLB.
+// dependents are packages without changes that depend most on the changed code: sessions
+// and the steps of LLB.
 var dependents = []string{"./session/...", "./solver/llbsolver/..."}
 
-// Packages returns the packages of a tree that are tested, as patterns for the go
-// command.
+// Packages returns the packages of a tree to test, as patterns for the go command.
 func Packages(t *assemble.Tree) []string {
 	pkgs := t.Packages()
 	if t.Module == "" {
@@ -48,12 +47,13 @@ func Packages(t *assemble.Tree) []string {
 	return pkgs
 }
 
-// needRoot are packages in which tests of upstream's mount. Added tests do not.
+// needRoot are packages in which upstream's tests need root to mount. Added tests do
+// not.
 var needRoot = []string{"./cache"}
 
-// AddedArgs are the arguments of go test for the added tests of a tree, with the race
-// detector. Upstream's own tests are not among them: its scheduler has data races that
-// some of them run into.
+// AddedArgs returns the arguments of go test for the added tests of a tree, with the
+// race detector. They leave out upstream's own tests, some of which report data races of
+// upstream's scheduler.
 func AddedArgs(t *assemble.Tree) ([]string, error) {
 	var names []string
 	for _, rel := range t.Added {
@@ -66,10 +66,10 @@ func AddedArgs(t *assemble.Tree) ([]string, error) {
 	return append([]string{"-race", "-short", "-timeout", "30m", "-run", "^(" + strings.Join(names, "|") + ")$"}, Packages(t)...), nil
 }
 
-// Tree runs the added tests of a tree with the race detector, and then all tests of
-// the packages without it. Benchmarks run once, so that they cannot rot. Tests that
-// need images of BuildKit's integration harness skip themselves with -short, and those
-// that need root are left out for other users.
+// Tree runs the added tests of a tree with the race detector, and then all tests of the
+// packages without it. Benchmarks run once, so that they keep working. Tests that need
+// images of BuildKit's integration harness skip themselves with -short. For users other
+// than root, Tree leaves out upstream's tests that need root.
 func Tree(ctx context.Context, t *assemble.Tree) error {
 	args, err := AddedArgs(t)
 	if err != nil {
@@ -107,7 +107,7 @@ func Functions(file string, prefixes ...string) (names []string, _ error) {
 	return names, nil
 }
 
-// Event is a line of go test -json, and of go tool test2json.
+// Event is a line of the output of go test -json or go tool test2json.
 type Event struct {
 	Action     string
 	Package    string
@@ -117,8 +117,8 @@ type Event struct {
 	Output     string
 }
 
-// Read calls f for each event. A line that is no event, as at the end of a process that
-// crashed, is output.
+// Read calls f for each event. It treats a line that is not an event, like those of a
+// crash, as output.
 func Read(r io.Reader, f func(Event)) error {
 	br := bufio.NewReader(r)
 	for {
@@ -171,7 +171,7 @@ func (c *Counts) String() string {
 	return fmt.Sprintf("%d pass, %d fail, %d skip", c.Passed, len(c.Failed), c.Skipped)
 }
 
-// Count runs go test and counts. What failing tests print is shown.
+// Count runs go test and counts the outcomes. It shows the output of failed tests.
 func Count(ctx context.Context, dir string, env []string, args ...string) (*Counts, error) {
 	progress.Printf("%s: go test %s", filepath.Base(dir), strings.Join(args, " "))
 	counter := newCounter(os.Stderr)
