@@ -17,7 +17,7 @@ import (
 	"github.com/pkg/errors"
 )
 
-// linter is the version that BuildKit's own lint target uses.
+// linter is the version of golangci-lint that BuildKit's own lint target uses.
 var linter = gomod.Tool{
 	Module: gomod.Module{Path: "github.com/golangci/golangci-lint/v2", Version: "v2.12.2", Sum: "h1:7+d1uY0bq1MU2UV3R5pW5Q7QWdcoq4naMRXM+gsJKrs="},
 	Pkg:    "./cmd/golangci-lint",
@@ -39,9 +39,8 @@ func Run(ctx context.Context, root string, trees ...*assemble.Tree) error {
 	return stderrors.Join(failed...)
 }
 
-// tree checks the changed packages of a tree with the rules of upstream. Its own files
-// are upstream's business: what is reported is what differs from a tree without any
-// change.
+// tree checks the changed packages of a tree with the rules of upstream. It reports only
+// issues in lines that the change adds.
 func tree(ctx context.Context, bin string, t *assemble.Tree) error {
 	patch := t.BuildDir() + ".diff"
 	dt, err := t.Patch()
