@@ -1,4 +1,4 @@
-// Package progress tells the user what is being done.
+// Package progress tells the user what a command is doing.
 package progress
 
 import (
