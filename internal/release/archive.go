@@ -1,6 +1,6 @@
-// Package release writes what a release consists of: archives, images, their bills of
-// materials and checksums. The same input gives the same bytes, at any time and in any
-// folder.
+// Package release writes the files of a release: archives, images, their bills of
+// materials and checksums. The same input produces the same bytes, at any time and in
+// any folder.
 package release
 
 import (
@@ -35,8 +35,8 @@ func (f File) content() ([]byte, error) {
 	return dt, errors.WithStack(err)
 }
 
-// WriteArchive writes files as a compressed tar archive. The order of files,
-// their owner and what their times are on disk make no difference.
+// WriteArchive writes files as a compressed tar archive. The archive does not depend on
+// the order of contents, or on owners and times on disk.
 func WriteArchive(w io.Writer, contents []File, mtime time.Time) error {
 	zw, err := gzip.NewWriterLevel(w, gzip.BestCompression)
 	if err != nil {
@@ -74,8 +74,8 @@ func WriteArchive(w io.Writer, contents []File, mtime time.Time) error {
 	return errors.WithStack(zw.Close())
 }
 
-// writeParents writes the folders above a name that are not written yet,
-// topmost first.
+// writeParents writes the folders above a name that it has not written yet, topmost
+// first.
 func writeParents(tw *tar.Writer, name string, mtime time.Time, written map[string]bool) error {
 	dir := path.Dir(name)
 	if written[dir] {
@@ -100,7 +100,7 @@ func header(name string, typ byte, mode os.FileMode, mtime time.Time) *tar.Heade
 	}
 }
 
-// Checksums returns the SHA256SUMS of files of a folder, as sha256sum reads it.
+// Checksums returns the checksums of files in a folder, in the format of sha256sum.
 func Checksums(dir string, names []string) ([]byte, error) {
 	var sb strings.Builder
 	for _, name := range slices.Sorted(slices.Values(names)) {

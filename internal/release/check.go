@@ -24,16 +24,16 @@ import (
 
 var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
 
-// CheckImage looks into an OCI archive: it must have an image for each
-// architecture whose programs could start.
+// CheckImage returns an error unless an OCI archive has an image for each architecture
+// whose programs can start.
 func CheckImage(file string, archs []string) error {
 	return withImages(file, archs, func(arch string, img v1.Image) error {
 		return errors.Wrapf(checkRootfs(img, arch), "linux/%s", arch)
 	})
 }
 
-// WriteDockerArchive writes the image for an architecture in an OCI archive as
-// what docker load of any engine takes.
+// WriteDockerArchive writes the image for an architecture in an OCI archive in the
+// format that docker load accepts on any engine.
 func WriteDockerArchive(file, arch, name, out string) error {
 	tag, err := dockername.NewTag(name)
 	if err != nil {
@@ -44,7 +44,7 @@ func WriteDockerArchive(file, arch, name, out string) error {
 	})
 }
 
-// withImages calls f with the images for architectures in an OCI archive.
+// withImages calls f with each image for the given architectures in an OCI archive.
 func withImages(file string, archs []string, f func(arch string, img v1.Image) error) error {
 	dir, err := os.MkdirTemp("", "graphload-image-")
 	if err != nil {
@@ -86,7 +86,7 @@ func withImages(file string, archs []string, f func(arch string, img v1.Image) e
 	return nil
 }
 
-// flatten returns the index that the only entry of an index names, or the index
+// flatten returns the inner index if it is the only entry of an index, or the index
 // itself.
 func flatten(idx v1.ImageIndex) v1.ImageIndex {
 	if inner, err := partial.FindIndexes(idx, func(v1.Descriptor) bool { return true }); err == nil && len(inner) == 1 {
@@ -130,16 +130,16 @@ func extract(r io.Reader, dir string) error {
 	}
 }
 
-// rootfs is what is in an image, by path without a leading slash.
+// rootfs is the content of an image, by path without a leading slash.
 type rootfs struct {
 	links map[string]string
 	bins  map[string]*elf.File
 	all   map[string]fs.FileMode
 }
 
-// checkRootfs looks for programs that could not start: of another machine, or
-// with a library or interpreter that the image does not have. It is how an
-// image for a machine that cannot be run here is checked.
+// checkRootfs looks for programs that cannot start: for another machine, or with a
+// library or interpreter that the image lacks. It runs nothing, so it also checks images
+// for other machines.
 func checkRootfs(img v1.Image, arch string) error {
 	rc := mutate.Extract(img)
 	defer rc.Close()
@@ -211,7 +211,8 @@ func (r *rootfs) read(tr *tar.Reader) error {
 	}
 }
 
-// exists follows links of the last part of a path.
+// exists reports whether a path exists. It follows links only in the last part of the
+// path.
 func (r *rootfs) exists(name string) bool {
 	name = strings.TrimPrefix(name, "/")
 	for range 10 {

@@ -15,12 +15,12 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Architectures are those that are distributed, with the triplet of their
-// compiler for C.
+// Architectures are the architectures of a release, with the triplets of their C
+// compilers.
 var Architectures = apt.Triplets
 
-// Component is a binary of another project that BuildKit's own archive or image
-// has.
+// Component is a binary of another project that is also in BuildKit's own archive or
+// image.
 type Component struct {
 	Name   string
 	Module gomod.Module
@@ -36,8 +36,9 @@ var (
 	rootlesskit = gomod.Module{Path: "github.com/rootless-containers/rootlesskit/v3", Version: "v3.2.0", Sum: "h1:yNzNHcceg+8ST+ckreY/U5BYti2UVXXwQYNldtXUtRM="}
 )
 
-// Components are built from the Go modules of their projects. BuildKit's
-// emulators (buildkit-qemu-*) are not among them: they are not Go.
+// Components are the components of a release, built from the Go modules of their
+// projects. BuildKit's emulators (buildkit-qemu-*) are not among them: they are not
+// written in Go.
 var Components = []Component{
 	{Name: "buildkit-runc", Module: runc, pkg: ".", cgo: true},
 	{Name: "buildkit-cni-bridge", Module: cniPlugins, pkg: "./plugins/main/bridge"},
@@ -47,15 +48,15 @@ var Components = []Component{
 	{Name: "rootlesskit", Module: rootlesskit, pkg: "./cmd/rootlesskit", Image: true},
 }
 
-// Toolchain is the release of Go that builds a release, whichever the machine
-// has: the go command fetches it as a module. It is the newest one that has the
-// fixes of the standard library.
+// Toolchain is the release of Go that builds a release, whichever one the machine has:
+// the go command fetches it as a module. It is the newest, as that has all fixes of the
+// standard library.
 const Toolchain = "go1.26.10"
 
-// releaseEnv is the environment of the go command for a release: what a user
-// has set must not get into it.
+// releaseEnv is the environment of the go command for a release. It overrides the
+// settings of the user.
 var releaseEnv = []string{
-	"GOENV=off", // what go env -w has written
+	"GOENV=off", // ignore the settings of go env -w
 	"GOTOOLCHAIN=" + Toolchain, "GOROOT=", "GOFLAGS=", "GODEBUG=", "GOEXPERIMENT=", "GOFIPS140=off", "GOCACHEPROG=", "GO_EXTLINK_ENABLED=",
 	"GOOS=linux", "GOAMD64=v1", "GOARM64=v8.0",
 	"CGO_ENABLED=0", "CGO_CFLAGS=", "CGO_CPPFLAGS=", "CGO_CXXFLAGS=", "CGO_FFLAGS=", "CGO_LDFLAGS=",
@@ -63,9 +64,9 @@ var releaseEnv = []string{
 	"CPATH=", "C_INCLUDE_PATH=", "LIBRARY_PATH=",
 }
 
-// sourceEnv returns the variables that say where modules come from and where
-// they are kept, also as go env -w has written them. Modules have checksums, so
-// it makes no difference which.
+// sourceEnv returns the variables that say where the go command fetches and keeps
+// modules, including those set with go env -w. They cannot change a release, because
+// modules have checksums.
 func sourceEnv(ctx context.Context) ([]string, error) {
 	names := []string{
 		"GOPROXY", "GOPRIVATE", "GONOPROXY", "GONOSUMDB", "GOSUMDB", "GOINSECURE", "GOVCS", "GOAUTH",
@@ -89,7 +90,7 @@ func sourceEnv(ctx context.Context) ([]string, error) {
 type Builder struct {
 	Arch    string
 	Dir     string // for the binaries
-	Work    string // for what they are linked with
+	Work    string // for the libraries to link
 	Archive *apt.Archive
 	Env     []string // added to the environment of the go command
 }
@@ -112,8 +113,8 @@ func (b *Builder) goEnv(ctx context.Context, env []string) ([]string, error) {
 	return slices.Concat(releaseEnv, source, []string{"GOARCH=" + b.Arch}, b.Env, env), err
 }
 
-// BuildEngine builds the programs of the Docker engine. Their parts in C are linked
-// with the C library of the machine, and with nothing else.
+// BuildEngine builds the programs of the Docker engine. It links their parts in C only
+// with the C library of the machine.
 func (b *Builder) BuildEngine(ctx context.Context, src *engine.Source, revision string) error {
 	for _, c := range engine.Commands {
 		var cgo []string
@@ -133,8 +134,8 @@ func (b *Builder) BuildEngine(ctx context.Context, src *engine.Source, revision 
 	return nil
 }
 
-// BuildComponent builds a component, and returns the packages of Debian that
-// are linked into it.
+// BuildComponent builds a component, and returns the packages of Debian that it links
+// into the binary.
 func (b *Builder) BuildComponent(ctx context.Context, c Component) ([]apt.Package, error) {
 	src, err := c.Module.Download(ctx)
 	if err != nil {
@@ -150,8 +151,8 @@ func (b *Builder) BuildComponent(ctx context.Context, c Component) ([]apt.Packag
 	return pkgs, b.buildStatic(ctx, src, c.pkg, c.Name, sysroot)
 }
 
-// buildStatic builds a package with parts in C that is linked with what is in
-// sysroot and with the C library of the machine.
+// buildStatic builds a package with parts in C. It links the libraries in sysroot and
+// the C library of the machine.
 func (b *Builder) buildStatic(ctx context.Context, dir, pkg, name, sysroot string) error {
 	triplet := Architectures[b.Arch]
 	lib := filepath.Join(sysroot, "usr", "lib", triplet)
@@ -159,16 +160,16 @@ func (b *Builder) buildStatic(ctx context.Context, dir, pkg, name, sysroot strin
 		"CGO_ENABLED=1", "CC="+triplet+"-gcc",
 		"CGO_CFLAGS=-O2 -I"+filepath.Join(sysroot, "usr", "include"),
 		"CGO_LDFLAGS=-O2 -L"+lib,
-		"LIBRARY_PATH="+lib, // an empty one is the current folder
+		"LIBRARY_PATH="+lib, // must not be empty, which means the current folder
 		"PKG_CONFIG_LIBDIR="+filepath.Join(lib, "pkgconfig"),
 		"PKG_CONFIG_SYSROOT_DIR="+sysroot,
 	)
 }
 
-// seccomp is the package of Debian that is linked into runc.
+// seccomp is the package of Debian with the library for runc.
 const seccomp = "libseccomp-dev"
 
-// sysroot unpacks what runc is linked with.
+// sysroot unpacks the libraries for runc.
 func (b *Builder) sysroot(ctx context.Context) (string, []apt.Package, error) {
 	pkgs, err := b.Archive.Resolve(ctx, []string{seccomp}, nil)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 )
 
 // engineDir is the folder of the engine in its archive. Its programs are not in bin,
-// where they would come before those of a package that has the same names.
+// where they would hide those of a Docker package.
 const engineDir = "lib/graphload/"
 
 // writeEngine builds the Docker engine, and writes an archive and a bill of materials
@@ -41,7 +41,7 @@ func (d *Release) writeEngine(ctx context.Context) error {
 	return nil
 }
 
-// writeEngineArchive writes an archive that is unpacked to /usr/local.
+// writeEngineArchive writes an archive that users unpack to /usr/local.
 func (d *Release) writeEngineArchive(src *engine.Source, b *Builder, licenses []File) error {
 	contents := slices.Clone(licenses)
 	var bins []Binary
@@ -70,7 +70,7 @@ func (d *Release) writeEngineArchive(src *engine.Source, b *Builder, licenses []
 }
 
 // engineLicenses returns the licenses of the engine, of BuildKit, of this repository,
-// and of the C library that is linked into dockerd.
+// and of the C library linked into dockerd.
 func (d *Release) engineLicenses(src *engine.Source) ([]File, error) {
 	moby, err := LicenseFiles("moby", src.Dir)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestWriteEngineArchive writes an archive of an engine whose programs are the same
+// TestWriteEngineArchive writes an archive of an engine whose programs are all the same
 // small command.
 func TestWriteEngineArchive(t *testing.T) {
 	t.Parallel()
@@ -48,8 +48,8 @@ func TestWriteEngineArchive(t *testing.T) {
 	require.Contains(t, string(sbom), `"lib/graphload/dockerd"`)
 }
 
-// TestSBOMReplaced has a program with a folder in the place of BuildKit: in the bill of
-// materials that is BuildKit, with a version that tells it from upstream's.
+// TestSBOMReplaced builds a program whose go.mod replaces BuildKit by a folder. The bill
+// of materials must list BuildKit with a version that differs from upstream's.
 func TestSBOMReplaced(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

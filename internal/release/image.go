@@ -34,8 +34,8 @@ const (
 // Variants are all images.
 var Variants = []Variant{Rootful, Rootless}
 
-// The packages of the images, by folder of the context. What else they need
-// follows from their dependencies.
+// imagePackages are the packages of the images, by folder of the context. Resolve adds
+// their dependencies.
 var imagePackages = map[string][]string{
 	"all": {
 		"busybox-static", "ca-certificates", "dash", "fuse3", "fuse-overlayfs", "git", "netbase",
@@ -45,8 +45,8 @@ var imagePackages = map[string][]string{
 	"rootless": {"uidmap"},
 }
 
-// notInImage are dependencies that only the scripts of packages run, or that are
-// for parts that a builder does not use: git is without its commands in Perl.
+// notInImage are dependencies that only maintainer scripts run, or that belong to parts
+// that a builder does not use, such as git's commands in Perl.
 var notInImage = []string{
 	"adduser", "debconf", "debianutils", "dpkg", "git-man", "liberror-perl", "libgdbm-compat4", "libgdbm6", "libpam-modules",
 	"libpam-modules-bin", "libperl5.36", "libsemanage-common", "mount", "passwd",
@@ -57,16 +57,15 @@ var notInImage = []string{
 type ImageContext struct {
 	Dir      string
 	Packages map[string]map[string][]apt.Package // by architecture and folder
-	Tools    []apt.Package                       // that unpack them, and are not in the images
+	Tools    []apt.Package                       // which unpack the packages, and are not in the images
 }
 
-// NewImageContext returns the context in a folder, of which it removes what is
-// there.
+// NewImageContext returns a context in the folder dir, which it empties.
 func NewImageContext(dir string) (*ImageContext, error) {
 	return &ImageContext{Dir: dir}, files.Empty(dir)
 }
 
-// BinDir is the folder with binaries for an architecture.
+// BinDir returns the folder with binaries for an architecture.
 func (c *ImageContext) BinDir(arch string) string {
 	return filepath.Join(c.Dir, arch, "bin")
 }
@@ -95,16 +94,15 @@ func (c *ImageContext) AddLicenses(licenses []File) error {
 		if err := os.WriteFile(dst, dt, 0o644); err != nil {
 			return errors.WithStack(err)
 		}
-		if err := os.Chmod(dst, 0o644); err != nil { // the umask does not apply
+		if err := os.Chmod(dst, 0o644); err != nil { // regardless of the umask
 			return errors.WithStack(err)
 		}
 	}
 	return nil
 }
 
-// Prepare puts scripts, and the packages of the architectures, into the
-// context. source is the folder of the Dockerfile, open returns the archive of
-// an architecture.
+// Prepare puts scripts, and the packages of the architectures, into the context. source
+// is the folder of the Dockerfile. open returns the archive of an architecture.
 func (c *ImageContext) Prepare(ctx context.Context, source string, archs []string, open func(arch string) (*apt.Archive, error)) error {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return errors.WithStack(err)
@@ -164,11 +162,11 @@ func (c *ImageContext) addPackages(ctx context.Context, a *apt.Archive, arch str
 	return nil
 }
 
-// toolPackages are what unpacks packages, and sets capabilities of files, on the
-// machine that builds.
+// toolPackages are the packages whose commands unpack packages and set capabilities of
+// files, on the machine that builds.
 var toolPackages = []string{"busybox-static", "libcap2-bin"}
 
-// addTools adds the root filesystem of the stage that unpacks.
+// addTools adds the root filesystem of the stage that unpacks packages.
 func (c *ImageContext) addTools(ctx context.Context, a *apt.Archive) error {
 	pkgs, err := a.Resolve(ctx, toolPackages, notInImage)
 	if err != nil {
@@ -186,17 +184,17 @@ func (c *ImageContext) addTools(ctx context.Context, a *apt.Archive) error {
 	return apt.Unpack(ctx, dir, debs...)
 }
 
-// ImageOptions select what is built from a context.
+// ImageOptions describe an image to build from a context.
 type ImageOptions struct {
 	Variant Variant
 	Archs   []string
 	Name    string    // of the image
 	Output  string    // file
-	Epoch   time.Time // of all files, if it is set
+	Epoch   time.Time // time of all files, if set
 	Labels  map[string]string
 }
 
-// Build has a daemon build an image as an OCI archive.
+// Build makes a daemon build an image as an OCI archive.
 func (c *ImageContext) Build(ctx context.Context, bk *client.Client, opt ImageOptions) error {
 	local, err := fsutil.NewFS(c.Dir)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// installFiles are the files of an installation other than binaries. Those of
-// systemd name the prefix.
+// installFiles returns the files of an installation other than binaries. Its systemd
+// units name the prefix.
 func installFiles(root, prefix string) ([]File, error) {
 	contents := []File{
 		{Name: "share/doc/graphload/LICENSE", Path: filepath.Join(root, "LICENSE"), Mode: 0o644},
@@ -29,8 +29,8 @@ func installFiles(root, prefix string) ([]File, error) {
 	return contents, nil
 }
 
-// CheckFolders returns an error if nothing can be installed below the prefix, because
-// units of systemd name it, or below destdir, which is optional.
+// CheckFolders returns an error unless the prefix, which systemd units name, and
+// destdir, which is optional, are absolute.
 func CheckFolders(destdir, prefix string) error {
 	if !filepath.IsAbs(prefix) {
 		return errors.Errorf("prefix %q is not absolute", prefix)
@@ -41,7 +41,7 @@ func CheckFolders(destdir, prefix string) error {
 	return nil
 }
 
-// installation lists all files of an installation from the binaries in bin.
+// installation returns all files of an installation with the binaries in bin.
 func installation(root, bin, destdir, prefix string) ([]File, error) {
 	if err := CheckFolders(destdir, prefix); err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func installation(root, bin, destdir, prefix string) ([]File, error) {
 	return contents, nil
 }
 
-// Install installs what is in bin, the systemd units and the license.
+// Install installs the binaries in bin, the systemd units and the license.
 func Install(root, bin, destdir, prefix string) error {
 	contents, err := installation(root, bin, destdir, prefix)
 	if err != nil {
@@ -68,7 +68,7 @@ func Install(root, bin, destdir, prefix string) error {
 			return err
 		}
 		dst := filepath.Join(destdir, prefix, filepath.FromSlash(f.Name))
-		// in one step, as a daemon may be running from the file
+		// replace the file in one step, because a daemon may be running from it
 		if err := files.Write(dst, dt, f.Mode); err != nil {
 			return err
 		}
@@ -77,7 +77,7 @@ func Install(root, bin, destdir, prefix string) error {
 	return nil
 }
 
-// Uninstall removes what Install has installed.
+// Uninstall removes the files that Install installs.
 func Uninstall(root, destdir, prefix string) error {
 	contents, err := installation(root, "", destdir, prefix)
 	if err != nil {
@@ -89,7 +89,7 @@ func Uninstall(root, destdir, prefix string) error {
 			return errors.WithStack(err)
 		}
 	}
-	// folders go when nothing else is in them
+	// remove folders that are empty
 	for _, dir := range slices.Backward([]string{"share", "share/doc", "share/doc/graphload"}) {
 		os.Remove(filepath.Join(destdir, prefix, dir))
 	}

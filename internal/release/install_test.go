@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestInstall installs over an older binary, and removes all of it and nothing
-// else.
+// TestInstall installs over an older binary. Uninstall must then remove all installed
+// files and no others.
 func TestInstall(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()

@@ -16,11 +16,11 @@ import (
 // LicenseDir is the folder of licenses in an archive.
 const LicenseDir = "share/doc/graphload/"
 
-// projects are those that components are built from.
+// projects are the modules that components are built from.
 var projects = map[string]gomod.Module{"runc": runc, "cni-plugins": cniPlugins, "rootlesskit": rootlesskit}
 
-// Licenses returns the licenses of all components, and of the libraries that are
-// linked into them.
+// Licenses returns the licenses of all components, and of the libraries linked into
+// them.
 func (b *Builder) Licenses(ctx context.Context) ([]File, error) {
 	var out []File
 	for _, project := range slices.Sorted(maps.Keys(projects)) {
@@ -42,8 +42,8 @@ func (b *Builder) Licenses(ctx context.Context) ([]File, error) {
 	return append(out, glibcLicenses()...), nil
 }
 
-// glibcLicenses are those of the C library that is linked into binaries, the same for
-// all architectures.
+// glibcLicenses returns the licenses of the C library linked into binaries, which are
+// the same for all architectures.
 func glibcLicenses() []File {
 	return []File{
 		licenseFile("copyright.glibc", "/usr/share/doc/libc6-dev/copyright"),
@@ -55,7 +55,7 @@ func licenseFile(name, path string) File {
 	return File{Name: LicenseDir + name, Path: path, Mode: 0o644}
 }
 
-// LicenseFiles returns what a project says about its license, from its folder.
+// LicenseFiles returns the files about the license of a project from its folder.
 func LicenseFiles(project, dir string) ([]File, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

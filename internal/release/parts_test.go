@@ -23,7 +23,8 @@ import (
 
 var epoch = time.Unix(1_700_000_000, 0)
 
-// fixture writes files in one order, with one time and mode on disk.
+// fixture writes files with the given time and mode, and returns them in one order or
+// in reverse.
 func fixture(t *testing.T, reverse bool, mtime time.Time, mode os.FileMode) []File {
 	t.Helper()
 	dir := t.TempDir()
@@ -41,9 +42,8 @@ func fixture(t *testing.T, reverse bool, mtime time.Time, mode os.FileMode) []Fi
 	return files
 }
 
-// TestArchiveTwice has two archives of the same files be identical, although
-// they are found in another folder and order, at another time and with other
-// modes.
+// TestArchiveTwice requires that two archives of the same files are identical, although
+// the files have another folder, order, time and mode on disk.
 func TestArchiveTwice(t *testing.T) {
 	t.Parallel()
 	var first, second bytes.Buffer
@@ -110,8 +110,8 @@ func TestChecksums(t *testing.T) {
 	require.Equal(t, "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb  a\n3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d  b\n", string(dt))
 }
 
-// TestReleaseEnv builds twice, the second time with an environment that would
-// change what is built.
+// TestReleaseEnv builds twice, the second time with an environment that would change
+// the binary if it had an effect.
 func TestReleaseEnv(t *testing.T) {
 	src := t.TempDir()
 	for name, content := range map[string]string{
@@ -146,7 +146,7 @@ func TestReleaseEnv(t *testing.T) {
 	require.Equal(t, first, build())
 }
 
-// TestImageContext has nothing of an earlier build in a context.
+// TestImageContext requires that a context has no files of an earlier build.
 func TestImageContext(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -184,8 +184,8 @@ func TestLicenseFiles(t *testing.T) {
 	require.ElementsMatch(t, []string{"share/doc/graphload/LICENSE.runc", "share/doc/graphload/NOTICE.md.runc", "share/doc/graphload/Copying.runc"}, names)
 }
 
-// TestSBOM lists a small command of this repository as the binary of an
-// archive.
+// TestSBOM writes the bill of materials of an archive whose only binary is a small
+// command of this repository.
 func TestSBOM(t *testing.T) {
 	t.Parallel()
 	bin := filepath.Join(t.TempDir(), "firstkey")

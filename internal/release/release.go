@@ -25,29 +25,29 @@ import (
 	"github.com/pkg/errors"
 )
 
-// checksums is the file with the checksums of all others.
+// checksums is the file with the checksums of all other files.
 const checksums = "SHA256SUMS"
 
 // Release is what graphload dist writes.
 type Release struct {
 	opt      assemble.Options
 	dir      string // absolute
-	work     string // absolute, for binaries and the context of the images
+	work     string // absolute, for binaries and the build context of the images
 	epoch    time.Time
 	revision string
 	mirror   apt.Mirror
-	debs     string   // folder with packages of Debian
-	env      []string // added to the one of the go command
+	debs     string   // folder for packages of Debian
+	env      []string // added to the environment of the go command
 
-	names    []string                 // of what has been written
-	linked   map[string][]apt.Package // into binaries, by architecture
+	names    []string                 // of the files written so far
+	linked   map[string][]apt.Package // packages linked into binaries, by architecture
 	licenses []File
 	images   *ImageContext
 	archives map[string]*apt.Archive
 }
 
-// New returns a release that is written to dir, with the packages of a snapshot of
-// Debian's archives, or today's for "".
+// New returns a release that writes its files to dir. It uses the packages of a
+// snapshot of Debian's archives, or today's if snapshot is empty.
 func New(ctx context.Context, opt assemble.Options, dir, snapshot string) (*Release, error) {
 	d := &Release{
 		opt: opt, mirror: apt.DefaultMirror, work: filepath.Join(opt.Root, "build", "dist"),
@@ -67,14 +67,14 @@ func New(ctx context.Context, opt assemble.Options, dir, snapshot string) (*Rele
 		return nil, err
 	}
 	if strings.HasSuffix(d.revision, ".m") {
-		progress.Printf("there are changes that are not committed: these files can be made only here")
+		progress.Printf("the repository has uncommitted changes: no commit can reproduce these files")
 	}
 	d.epoch, err = sourceDateEpoch(ctx, opt.Root)
 	return d, err
 }
 
-// sourceDateEpoch is the time that all files of a release have: what
-// SOURCE_DATE_EPOCH says, or the time of the last commit.
+// sourceDateEpoch returns the time of all files of a release: SOURCE_DATE_EPOCH, or
+// the time of the last commit.
 func sourceDateEpoch(ctx context.Context, root string) (time.Time, error) {
 	v := os.Getenv("SOURCE_DATE_EPOCH")
 	if v == "" {
@@ -87,12 +87,12 @@ func sourceDateEpoch(ctx context.Context, root string) (time.Time, error) {
 	return time.Unix(sec, 0).UTC(), errors.Wrap(err, "SOURCE_DATE_EPOCH")
 }
 
-// Parts are those of a release that can be left out.
+// Parts are the optional parts of a release.
 type Parts struct {
 	Images, Engine bool
 }
 
-// Write writes the archives of BuildKit, and these parts.
+// Write writes the archives of BuildKit, and the given parts.
 func (d *Release) Write(ctx context.Context, parts Parts) error {
 	d.names, d.linked = nil, map[string][]apt.Package{}
 	t, err := build.Tree(ctx, d.opt)
@@ -137,8 +137,8 @@ func (d *Release) Write(ctx context.Context, parts Parts) error {
 	return nil
 }
 
-// removeRelease removes a release from a folder: what it has and the next one
-// has not, such as images, would be taken for a part of that.
+// removeRelease removes the files of an earlier release from a folder. Otherwise files
+// that the next release does not write, such as images, would pass for a part of it.
 func removeRelease(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -146,7 +146,7 @@ func removeRelease(dir string) error {
 	}
 	for _, e := range entries {
 		written := func(pattern string) bool {
-			ok, _ := filepath.Match(pattern, e.Name()) //nolint:errcheck // of a bad pattern
+			ok, _ := filepath.Match(pattern, e.Name()) //nolint:errcheck // the only error is a bad pattern
 			return ok
 		}
 		if !slices.ContainsFunc([]string{"buildkit-*+graphload.*", "docker-*+graphload.*", checksums}, written) {
@@ -207,13 +207,13 @@ func (d *Release) archive(ctx context.Context, arch string) (*apt.Archive, error
 	return a, nil
 }
 
-// name returns the name of a file for a platform or of a kind.
+// name returns the name of a file with the given suffix.
 func (d *Release) name(suffix string) string {
 	return "buildkit-" + build.Version(d.opt) + "." + suffix
 }
 
-// writeArchive writes the archive of an architecture, in the layout of
-// BuildKit's own: it is unpacked to /usr/local.
+// writeArchive writes the archive of an architecture, in the layout of BuildKit's own,
+// which users unpack to /usr/local.
 func (d *Release) writeArchive(arch string) error {
 	contents, err := installFiles(d.opt.Root, "/usr/local")
 	if err != nil {
@@ -242,7 +242,7 @@ func (d *Release) writeArchive(arch string) error {
 	return d.writeFile(name+".spdx.json", sbom)
 }
 
-// componentNames are the components that are in the archive.
+// componentNames returns the names of the components in the archive.
 func componentNames() (names []string) {
 	for _, c := range Components {
 		if !c.Image {
@@ -266,7 +266,7 @@ func (d *Release) writeFile(name string, dt []byte) error {
 	return files.Write(filepath.Join(d.dir, name), dt, 0o644)
 }
 
-// Check does everything again and compares.
+// Check writes the release again to another folder and compares the files.
 func (d *Release) Check(ctx context.Context, parts Parts) (retErr error) {
 	temp, err := os.MkdirTemp("", "graphload-dist-")
 	if err != nil {
@@ -301,8 +301,8 @@ func (d *Release) Check(ctx context.Context, parts Parts) (retErr error) {
 	return nil
 }
 
-// removeAll removes a folder in which files may be read-only, as in a cache of
-// the go command.
+// removeAll removes a folder that may have read-only folders, like a cache of the go
+// command.
 func removeAll(dir string) error {
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() {
@@ -313,8 +313,7 @@ func removeAll(dir string) error {
 	return errors.WithStack(cmp.Or(err, os.RemoveAll(dir)))
 }
 
-// writeImages has a daemon of this repository build the images for all
-// platforms.
+// writeImages builds the images for all platforms with a daemon of this repository.
 func (d *Release) writeImages(ctx context.Context) (retErr error) {
 	archs := slices.Sorted(maps.Keys(Architectures))
 	open := func(arch string) (*apt.Archive, error) { return d.archive(ctx, arch) }
@@ -372,9 +371,9 @@ func (d *Release) writeImages(ctx context.Context) (retErr error) {
 	return nil
 }
 
-// imageName is the name that an image has when it is loaded. Its registry does
-// not exist and never will (RFC 2606), because buildx first tries to pull what
-// it then runs with all privileges, and takes the loaded image when it cannot.
+// imageName returns the name of a loaded image. Its registry does not exist and never
+// will (RFC 2606): buildx first tries to pull the image, which it then runs with all
+// privileges, and uses the loaded image only if the pull fails.
 func imageName(opt assemble.Options, v Variant) string {
 	name := "graphload.invalid/buildkit:" + opt.Version
 	if v == Rootless {

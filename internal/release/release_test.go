@@ -16,7 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestRemoveRelease removes a release, complete or not, and nothing else.
+// TestRemoveRelease removes a release, complete or not, and requires that other files
+// stay.
 func TestRemoveRelease(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -37,9 +38,9 @@ func TestRemoveRelease(t *testing.T) {
 	require.Equal(t, kept, left)
 }
 
-// TestWriteArchive writes an archive of binaries that are all the same small
-// command: licenses are in it, and what is linked into a binary is in the bill
-// of materials.
+// TestWriteArchive writes an archive of binaries that are all the same small command.
+// The archive must have licenses, and the bill of materials must list the packages
+// linked into a binary.
 func TestWriteArchive(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
@@ -67,7 +68,7 @@ func TestWriteArchive(t *testing.T) {
 	require.Contains(t, string(sbom), `"pkg:deb/debian/libseccomp-dev@2.5.4-1?arch=amd64`)
 }
 
-// TestImageName has names by which buildx cannot pull an image of another project.
+// TestImageName requires names for which buildx cannot pull an image of another project.
 func TestImageName(t *testing.T) {
 	t.Parallel()
 	for _, v := range Variants {

@@ -32,13 +32,13 @@ type Binary struct {
 	Version string
 }
 
-// Contents are what a bill of materials lists.
+// Contents are the contents of an archive or image, for its bill of materials.
 type Contents struct {
 	Name     string // of the archive or image
 	Version  string
 	Revision string // of the repository
 	Binaries []Binary
-	Packages []apt.Package // that are in it, or linked into a binary
+	Packages []apt.Package // in the archive or image, or linked into a binary
 	Created  time.Time
 }
 
@@ -48,8 +48,8 @@ func elementID(kind, name, version string) common.ElementID {
 	return common.ElementID(notID.ReplaceAllString(kind+"-"+name+"-"+version, "-"))
 }
 
-// SBOM returns the bill of materials of an archive or image as an SPDX document
-// in JSON. What a binary is made of is read from the binary.
+// SBOM returns the bill of materials of an archive or image as an SPDX document in
+// JSON. It reads the modules of a binary from the binary.
 func SBOM(c Contents) ([]byte, error) {
 	root := newPackage(elementID("Archive", c.Name, ""), c.Name, c.Version)
 	root.PackageSourceInfo = "revision " + c.Revision
@@ -108,7 +108,7 @@ func SBOM(c Contents) ([]byte, error) {
 		doc.Packages = append(doc.Packages, pkg)
 		relate(root.PackageSPDXIdentifier, common.TypeRelationshipContains, pkg.PackageSPDXIdentifier)
 	}
-	// a name of its own for each content
+	// a unique name for these contents
 	doc.DocumentNamespace = fmt.Sprintf("https://github.com/graphload/graphload/spdx/%s-%.16x", c.Name, sha256.Sum256([]byte(digests)))
 
 	var buf bytes.Buffer
@@ -118,8 +118,7 @@ func SBOM(c Contents) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// goModules lists the modules that a binary is built from, and the standard
-// library.
+// goModules returns the modules that a binary is built from, and the standard library.
 func goModules(b Binary) ([]*v2_3.Package, error) {
 	info, err := buildinfo.ReadFile(b.Path)
 	if err != nil {
@@ -144,7 +143,7 @@ func goModules(b Binary) ([]*v2_3.Package, error) {
 		}
 		pkg := purlPackage("Go", m.Path, m.Version, "pkg:golang/"+m.Path+"@"+m.Version)
 		if dt, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(m.Sum, "h1:")); err == nil && m.Sum != "" {
-			// the checksum is of a list of files, not of one file
+			// this checksum is not of one file but of a list of files
 			pkg.PackageComment = "dirhash h1 (SHA-256) " + hex.EncodeToString(dt)
 		}
 		out = append(out, pkg)
@@ -152,7 +151,7 @@ func goModules(b Binary) ([]*v2_3.Package, error) {
 	return out, nil
 }
 
-// newPackage returns a package of whose license and source nothing is said.
+// newPackage returns a package without statements about its license and source.
 func newPackage(id common.ElementID, name, version string) *v2_3.Package {
 	const unknown = "NOASSERTION"
 	return &v2_3.Package{
