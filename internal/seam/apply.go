@@ -18,14 +18,14 @@ import (
 	"golang.org/x/tools/go/ast/astutil"
 )
 
-// Match is the place where a seam was found.
+// Match is the place where a seam matched.
 type Match struct {
 	Seam *Seam
 	File string // in the folder of the package
 	Line int    // in the original file
 }
 
-// Position is the place as path:line in the module.
+// Position returns the place as path:line in the module.
 func (m Match) Position() string {
 	return fmt.Sprintf("%s/%s:%d", m.Seam.Package, m.File, m.Line)
 }
@@ -44,18 +44,17 @@ type file struct {
 	edits []edit
 }
 
-// pkg is the syntax of the files of one package, all of them as they came:
-// seams are matched against the original and do not see each other.
+// pkg is the syntax of the original files of one package. Seams match the original and
+// do not see each other's edits.
 type pkg struct {
 	name  string
 	fset  *token.FileSet
 	files []*file
 }
 
-// Apply applies the seams of one package to its files, given by name. Test
-// files are not searched. It returns the changed files and where each seam was
-// found, in the order of seams. A file that would not be formatted as gofmt
-// does is an error, because then a later change of upstream would not be.
+// Apply applies the seams of one package to its files, given by name, except for test
+// files. It returns the changed files and the match of each seam, in the order of seams.
+// It returns an error if gofmt would format a changed file differently.
 func Apply(name string, files map[string][]byte, seams []*Seam) (map[string][]byte, []Match, error) {
 	p, err := parse(name, files)
 	if err != nil {
@@ -200,8 +199,8 @@ func (p *pkg) pos(pos token.Pos) string {
 	return fmt.Sprintf("%s/%s:%d", p.name, position.Filename, position.Line)
 }
 
-// source returns the code of n in one form, whatever its layout is: no position
-// is known in an empty file set.
+// source returns the code of n regardless of its layout: an empty file set knows no
+// positions.
 func source(n ast.Node) string {
 	var buf bytes.Buffer
 	if err := printer.Fprint(&buf, token.NewFileSet(), n); err != nil {
@@ -214,7 +213,7 @@ func oneLine(s string) string {
 	return strings.Join(strings.Fields(s), " ")
 }
 
-// one returns the only one of the nodes that were found for a pattern.
+// one returns the only node that matches a pattern, or an error.
 func one[N ast.Node](e *editor, pattern string, nodes []N) (N, error) {
 	if len(nodes) == 1 {
 		return nodes[0], nil
@@ -254,8 +253,8 @@ func (e *editor) body(d ast.Decl) (*ast.FuncDecl, error) {
 	return fd, nil
 }
 
-// addField adds a last field, in a block of its own so that the alignment of
-// the others does not change.
+// addField adds a last field, in a separate block so that the alignment of the other
+// fields does not change.
 func (e *editor) addField(d ast.Decl) (token.Pos, error) {
 	var st *ast.StructType
 	if gd, ok := d.(*ast.GenDecl); ok {
@@ -288,7 +287,7 @@ func (e *editor) rename(d ast.Decl, name string) (token.Pos, error) {
 	return id.Pos(), nil
 }
 
-// replaceCall replaces a call, or only what is called if the pattern is not a
+// replaceCall replaces a call, or only the called function if the pattern is not a
 // call.
 func (e *editor) replaceCall(d ast.Decl) (token.Pos, error) {
 	fd, err := e.body(d)
@@ -324,8 +323,8 @@ func (e *editor) replaceCall(d ast.Decl) (token.Pos, error) {
 	return expr.Pos(), nil
 }
 
-// statement finds the only statement below n that is pattern, or whose first
-// line is.
+// statement finds the only statement below n that matches pattern, or whose first line
+// does.
 func (e *editor) statement(n ast.Node, pattern string) (ast.Stmt, error) {
 	want := oneLine(pattern)
 	var found []ast.Stmt
@@ -367,7 +366,7 @@ func (e *editor) insertAfter(d ast.Decl) (token.Pos, error) {
 	}
 	at += len(rest) // after a comment at the end of the line
 	with := []byte(e.seam.With)
-	if formatted, err := format.Source(with); err == nil { // YAML is indented by spaces
+	if formatted, err := format.Source(with); err == nil { // the indentation in YAML has spaces
 		with = formatted
 	}
 	nl := "\n" + e.indent(stmt.Pos())
@@ -407,8 +406,7 @@ func (e *editor) split(d ast.Decl) (token.Pos, error) {
 	return stmt.Pos(), nil
 }
 
-// result applies the edits to the file and removes imports that nothing uses
-// any more.
+// result applies the edits to the file and removes imports that are no longer used.
 func (f *file) result() ([]byte, error) {
 	slices.SortStableFunc(f.edits, func(a, b edit) int { return cmp.Compare(a.start, b.start) })
 	var out bytes.Buffer
@@ -461,8 +459,7 @@ func (f *file) dropUnusedImports(dt []byte) ([]byte, error) {
 			end += nl + 1
 		}
 		dt = slices.Concat(dt[:start], dt[end:])
-		// the group may have been the first, the last or one between, and be
-		// empty now
+		// the group may be empty now, and may be the first, the last or between others
 		for _, gap := range [][2]string{{"import (\n\n", "import (\n"}, {"\"\n\n)", "\"\n)"}, {"\"\n\n\n", "\"\n\n"}, {"import (\n)\n\n", ""}} {
 			dt = bytes.Replace(dt, []byte(gap[0]), []byte(gap[1]), 1)
 		}

@@ -2,8 +2,8 @@ package seam
 
 import "testing"
 
-// FuzzParse has arbitrary bytes as a seam list: the result is an error or a list
-// whose seams can be applied to any source without a panic.
+// FuzzParse parses arbitrary bytes as a seam list. The result must be an error, or a
+// list whose seams Apply can apply to any source without a panic.
 func FuzzParse(f *testing.F) {
 	for _, in := range []string{
 		"releases:\n  v1.0.0: h1:abc=\nseams:\n- {name: a, package: p, in: T, why: w, add-field: f int}\n",

@@ -1,10 +1,9 @@
-// Package seam changes declarations of Go packages in the few places where
-// they must call code that is kept elsewhere.
+// Package seam changes declarations of Go packages in the few places where they must
+// call code in other files.
 //
-// A seam names one declaration, one operation on it and the reason. It is
-// matched on the syntax tree, so it does not depend on line numbers or layout,
-// and it must match exactly once. The edits are made in the original bytes, so
-// the rest of a file stays as it is.
+// A seam names one declaration, one operation on it and the reason. Apply matches it
+// on the syntax tree, so it does not depend on line numbers or layout, and it must match
+// exactly once. Apply edits the original bytes, so the rest of a file stays as it is.
 package seam
 
 import (
@@ -21,15 +20,14 @@ import (
 	"golang.org/x/mod/semver"
 )
 
-// List is the content of a seam list: what is changed in BuildKit, and in other
-// modules.
+// List is the content of a seam list: the seams in BuildKit and in other modules.
 type List struct {
 	Module `yaml:",inline"`
-	// Modules are the others, by the folder that has their added files.
+	// Modules are the other modules, by the folder with their added files.
 	Modules map[string]*Module `yaml:"modules"`
 }
 
-// Module is what is changed in one module.
+// Module has the seams in one module.
 type Module struct {
 	Path string `yaml:"path"` // empty for BuildKit
 	// Releases are the known versions of upstream with the checksums of their
@@ -55,8 +53,8 @@ type Seam struct {
 	With string `yaml:"with"`
 }
 
-// Split keeps the body of a function up to a statement, under a new name and
-// with another first result.
+// Split renames a function, changes its first result, and replaces the end of its body,
+// starting with a given statement.
 type Split struct {
 	Rename string `yaml:"rename"`
 	Result string `yaml:"result"`
@@ -69,8 +67,7 @@ func (m *Module) Served() []string {
 	return slices.SortedFunc(maps.Keys(m.Releases), func(a, b string) int { return semver.Compare(b, a) })
 }
 
-// Load reads a seam list and checks that it is complete. Unknown keys are
-// errors.
+// Load reads a seam list from a file, as Parse does.
 func Load(path string) (*List, error) {
 	dt, err := os.ReadFile(path)
 	if err != nil {
@@ -80,7 +77,8 @@ func Load(path string) (*List, error) {
 	return l, errors.Wrapf(err, "invalid seam list %s", path)
 }
 
-// Parse reads a seam list from YAML.
+// Parse reads a seam list from YAML and checks that it is complete. Unknown keys are
+// errors.
 func Parse(dt []byte) (*List, error) {
 	var l List
 	dec := yaml.NewDecoder(bytes.NewReader(dt))
@@ -107,7 +105,7 @@ func Parse(dt []byte) (*List, error) {
 	return &l, nil
 }
 
-// Find returns the module of the given name, and BuildKit for none.
+// Find returns the module with the given name, or BuildKit if name is empty.
 func (l *List) Find(name string) (*Module, error) {
 	if name == "" {
 		return &l.Module, nil
@@ -136,7 +134,7 @@ func (m *Module) validate() error {
 	return nil
 }
 
-// Operation names the operation of the seam as in the list, and its argument.
+// Operation returns the name of the operation, as in the list, and its argument.
 func (s *Seam) Operation() (op, arg string) {
 	for _, o := range s.operations() {
 		if o[1] != "" {

@@ -2,18 +2,18 @@ package seam
 
 import "github.com/pkg/errors"
 
-// Place is where a seam was looked for. Exactly one of Match and Err is set.
+// Place is the result of looking for a seam. Exactly one of Match and Err is set.
 type Place struct {
 	Seam  *Seam
 	Match *Match
 	Err   error
-	// Declaration is the source of the declaration that the seam is in, if
-	// there is exactly one.
+	// Declaration is the source of the declaration that the seam names, if there
+	// is exactly one.
 	Declaration string
 }
 
-// Locate looks for each seam of a package on its own. Unlike Apply it goes on
-// when one is not found.
+// Locate looks for each seam of a package separately. Unlike Apply, it continues if it
+// does not find one.
 func Locate(name string, files map[string][]byte, seams []*Seam) ([]Place, error) {
 	var out []Place
 	for _, s := range seams {

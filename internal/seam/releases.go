@@ -57,8 +57,8 @@ func AddRelease(dt []byte, version, sum string) ([]byte, error) {
 	return out, nil
 }
 
-// RemoveRelease takes a release of BuildKit out of the source of a seam list. All
-// other bytes of the list stay as they are.
+// RemoveRelease removes a release of BuildKit from the source of a seam list. All other
+// bytes of the list stay as they are.
 func RemoveRelease(dt []byte, version string) ([]byte, error) {
 	old, err := Parse(dt)
 	if err != nil {

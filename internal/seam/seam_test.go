@@ -58,12 +58,13 @@ func (t *T) Run(n int) (string, error) {
 func twice(n int) {}
 `
 
-// formatted is testSource as gofmt leaves it; the layout of a call is changed
-// on purpose to see that matching does not depend on it.
+// files returns the files of a package in which seams can match only src.
 func files(src string) map[string][]byte {
 	return map[string][]byte{"p.go": []byte(src), "p_test.go": []byte("package p\n\nfunc New() {}\n"), "note.txt": []byte("?")}
 }
 
+// gofmtSource is testSource in the layout of gofmt. One call in testSource has another
+// layout on purpose, because matching must not depend on it.
 var gofmtSource = func() string {
 	s := testSource
 	return replaceOnce(s, `fmt.Println( "layout" )`, `fmt.Println("layout")`)
@@ -310,8 +311,8 @@ func TestParse(t *testing.T) {
 	require.ErrorContains(t, err, "invalid seam list "+path)
 }
 
-// FuzzApply has arbitrary sources and patterns: the result is an error or a
-// file, and never a panic.
+// FuzzApply applies seams with arbitrary patterns to arbitrary sources. The result must
+// be an error or a file, never a panic.
 func FuzzApply(f *testing.F) {
 	f.Add(gofmtSource, "New", "twice(n)", "f()")
 	f.Add(gofmtSource, "T.Run", "if n > 0 {", "return nil, nil")
