@@ -27,8 +27,8 @@ func Check(ctx context.Context, t *assemble.Tree, patches []Patch) error {
 			return err
 		}
 		progress.Printf("%s, commit %d of %d: %s", t.Release(), i+1, len(patches), p.Title)
-		// client has the tests for the integration harness of upstream: without
-		// daemon and images they skip themselves with -short
+		// the tests in client are for upstream's integration harness: with -short they
+		// skip themselves, as there are no daemon and images
 		for _, args := range [][]string{
 			{"build", "-buildvcs=false", "./..."},
 			append([]string{"test", "-buildvcs=false", "-short"}, p.Packages...),

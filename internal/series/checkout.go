@@ -14,8 +14,8 @@ import (
 	"golang.org/x/mod/modfile"
 )
 
-// PlanOnto finds the places of all seams in the commit that is checked out in
-// checkout. It extracts the commit into dir, which must be empty.
+// PlanOnto finds the places of all seams in the commit checked out in checkout. It
+// extracts the commit into dir, which must be empty.
 func PlanOnto(ctx context.Context, opt assemble.Options, checkout, dir string) (*assemble.Tree, error) {
 	module, err := opt.Path()
 	if err != nil {
@@ -37,15 +37,15 @@ func PlanOnto(ctx context.Context, opt assemble.Options, checkout, dir string) (
 	return t, c.RequireClean(ctx, slices.Concat(slices.Sorted(maps.Keys(t.Changed)), t.Added))
 }
 
-// Checkout is a git checkout of a module at the commit that is checked out, where
-// upstream takes changes. It is only read.
+// Checkout is a git checkout of a module, at a commit to which upstream would apply
+// changes. The methods only read it.
 type Checkout struct {
 	Dir    string // the folder of its go.mod
 	Module string // path
 	Commit string
 }
 
-// OpenCheckout looks at the checkout of a module in dir.
+// OpenCheckout opens the checkout of a module in dir.
 func OpenCheckout(ctx context.Context, dir, module string) (*Checkout, error) {
 	c := &Checkout{Module: module}
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
@@ -71,12 +71,12 @@ func OpenCheckout(ctx context.Context, dir, module string) (*Checkout, error) {
 	return c, nil
 }
 
-// Version is the short name of the commit.
+// Version returns the short name of the commit.
 func (c *Checkout) Version() string {
 	return c.Commit[:12]
 }
 
-// git runs git in the checkout, in a way that leaves it as it is.
+// git runs git in the checkout without changing it.
 func (c *Checkout) git(ctx context.Context, args ...string) (string, error) {
 	return c.gitEnv(ctx, nil, args...)
 }
@@ -106,8 +106,8 @@ func (c *Checkout) Extract(ctx context.Context, dir string) (*upstream.Source, e
 	return &upstream.Source{Module: c.Module, Version: c.Version(), Dir: dir}, nil
 }
 
-// RequireClean returns an error if files with these paths have changes that are not
-// committed: git am would refuse the series there.
+// RequireClean returns an error if files with these paths have uncommitted changes,
+// because git am would refuse the series.
 func (c *Checkout) RequireClean(ctx context.Context, paths []string) error {
 	status, err := c.git(ctx, append([]string{"status", "--porcelain", "--no-renames", "--untracked-files=all", "--"}, paths...)...)
 	if err != nil {

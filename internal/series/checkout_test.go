@@ -19,8 +19,8 @@ func (f *fixture) checkout(t *testing.T) *Repository {
 	return repo
 }
 
-// snapshot returns all files of a folder, those of git included, with when they were
-// changed.
+// snapshot returns all files of a folder, including those of git, with their
+// modification times.
 func snapshot(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -43,7 +43,7 @@ func TestPlanOnto(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	repo := f.checkout(t)
-	// changes in other files do not matter, and are no part of what is planned for
+	// changes in other files are allowed, and do not affect the plan
 	writeFiles(t, f.upstream, map[string]string{"docs/README.md": "changed\n", "solver/notes.go": "not Go"})
 	before := snapshot(t, f.upstream)
 
@@ -76,8 +76,8 @@ func TestPlanOntoErrors(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		name   string
-		commit map[string]string // files of another commit
-		change map[string]string // files that are not committed
+		commit map[string]string // files to commit
+		change map[string]string // files to leave uncommitted
 		err    string
 	}{
 		{name: "another module", commit: map[string]string{"go.mod": "module example.com/other\n"}, err: "is not a git checkout of github.com/moby/buildkit but of example.com/other"},

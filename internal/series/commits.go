@@ -9,28 +9,28 @@ type Commit struct {
 	// or the closest folder above it, tests included.
 	Paths []string
 
-	// Seams are names in the seam list. A seam that no commit names belongs to the
-	// commit of its package.
+	// Seams are names of seams in the seam list. A seam that no commit names belongs
+	// to the commit of its package.
 	Seams []string
 
-	// Hooks are the places where added files of earlier commits call this one.
+	// Hooks are the places where added files of earlier commits call code of this one.
 	Hooks []Hook
 
-	// ReleaseOnly is for a commit that makes no sense in upstream's repository. It is
-	// among the last ones, and left out of a series for a checkout.
+	// ReleaseOnly marks a commit that makes no sense in upstream's repository. Such
+	// commits come last, and a series for a checkout leaves them out.
 	ReleaseOnly bool
 }
 
-// Hook is code in an added file that a later commit than the one of the file brings.
+// Hook is code in an added file that a later commit than that of the file adds.
 type Hook struct {
 	File   string
-	Code   string // whole lines, that the file has once
-	Before string // what the file has there before the commit
+	Code   string // whole lines, which occur once in the file
+	Before string // code in its place before the commit
 }
 
 // Commits are the commits for BuildKit, in the order in which a maintainer would
 // review them: the sessions of a step, loading, the capability that tells clients;
-// then what can be left out. Each builds on the ones before it, and on nothing after.
+// then the optional ones. Each depends only on commits before it.
 var Commits = []Commit{
 	{
 		Title: "util/graphload: add switch for loading lazy solves",
@@ -169,7 +169,8 @@ becomes part of BuildKit: nothing before it needs it.`,
 	},
 }
 
-// aheadHooks are where jobs and refs know that one of them is evaluated ahead.
+// aheadHooks are the hooks through which jobs and refs know that one of them is
+// evaluated ahead.
 var aheadHooks = []Hook{
 	{File: "solver/owners.go", Code: "\tahead jobAhead\n\n"},
 	{File: "solver/owners.go", Code: "\tahead   aheadSlots\n"},
@@ -188,14 +189,14 @@ var aheadHooks = []Hook{
 	{File: "solver/llbsolver/lazy.go", Code: "\tif err := rp.lazy.ahead.Err(); err != nil {\n\t\treturn nil, err\n\t}\n"},
 }
 
-// diagnosticsHooks are where lookups are counted and chains logged.
+// diagnosticsHooks are the hooks that count lookups and log chains.
 var diagnosticsHooks = []Hook{
 	{File: "solver/owners.go", Code: "\tlookups lookupCounts\n"},
 	{File: "solver/owners.go", Code: "\t\tlogChained(j, base, op)\n"},
 }
 
-// Modules are the commits for the modules of the seam list, by name. BuildKit has
-// none.
+// Modules are the commits for the modules of the seam list, by name. The name of
+// BuildKit is empty.
 var Modules = map[string][]Commit{
 	"": Commits,
 	"buildx": {

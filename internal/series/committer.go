@@ -9,7 +9,7 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Committer returns who signs the series off, and when the change was made.
+// Committer returns the person who signs the series off, and the date of the change.
 func Committer(ctx context.Context, root string) (Person, time.Time, error) {
 	git := func(args ...string) (string, error) {
 		cmd := exec.CommandContext(ctx, "git", args...)

@@ -13,14 +13,13 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Repository is a git repository that has a release as its only commit before the
-// series.
+// Repository is a git repository whose only commit before the series is a release.
 type Repository struct {
 	Dir string
 }
 
-// Import creates a repository in dir, which must be empty or not there, from
-// the source of a release.
+// Import creates a repository from the source of a release in dir, which must be empty
+// or missing.
 func Import(ctx context.Context, dir, source, message string) (*Repository, error) {
 	r := &Repository{Dir: dir}
 	err := filepath.WalkDir(source, func(path string, d fs.DirEntry, err error) error {
@@ -39,7 +38,7 @@ func Import(ctx context.Context, dir, source, message string) (*Repository, erro
 		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
 			return err
 		}
-		if d.Type()&fs.ModeSymlink != 0 { // a checkout has them, a module does not
+		if d.Type()&fs.ModeSymlink != 0 { // a checkout can have links, a module cannot
 			link, err := os.Readlink(path)
 			if err != nil {
 				return err
@@ -58,7 +57,7 @@ func Import(ctx context.Context, dir, source, message string) (*Repository, erro
 	return r, r.init(ctx, message)
 }
 
-// init creates the repository and commits what is in its folder.
+// init creates the repository and commits the files in its folder.
 func (r *Repository) init(ctx context.Context, message string) error {
 	for _, args := range [][]string{
 		{"init", "--quiet"},
@@ -91,7 +90,7 @@ func (r *Repository) write(files map[string][]byte) error {
 	return nil
 }
 
-// commit commits what is in the folder, as the author, who signs it off.
+// commit commits the files in the folder, as the author, who signs the commit off.
 func (r *Repository) commit(ctx context.Context, author Person, date time.Time, message string) error {
 	if _, err := r.Git(ctx, nil, "add", "--all", "--force"); err != nil {
 		return err
@@ -107,15 +106,15 @@ func (r *Repository) Apply(ctx context.Context, p Patch) error {
 	return errors.Wrap(err, p.Name)
 }
 
-// Git runs git in the repository and returns what it prints. Hooks, and the
-// configuration and environment of the user have no effect.
+// Git runs git in the repository and returns its output. Hooks, and the configuration
+// and environment of the user, have no effect.
 func (r *Repository) Git(ctx context.Context, stdin []byte, args ...string) (string, error) {
 	args = append([]string{"-c", "core.hooksPath=" + os.DevNull}, args...)
 	return git(ctx, r.Dir, stdin, []string{"GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_SYSTEM=" + os.DevNull}, args...)
 }
 
-// git runs git in dir without the environment that git gives to its hooks and that
-// users set for their own commits. What tells it where its configuration is stays.
+// git runs git in dir without the variables that git sets for hooks and that users set
+// for their commits. It keeps the variables that say where git's configuration is.
 func git(ctx context.Context, dir string, stdin []byte, env []string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "git", args...)
 	cmd.Dir = dir

@@ -26,7 +26,7 @@ type Person struct {
 	Name, Email string
 }
 
-// Options say whose series it is, and what for.
+// Options select the author of a series and its commits.
 type Options struct {
 	Author Person
 	Date   time.Time
@@ -37,13 +37,13 @@ type Options struct {
 // Patch is one mail.
 type Patch struct {
 	Commit
-	Name     string   // of the file, as git format-patch names it
+	Name     string   // file name, as git format-patch chooses it
 	Packages []string // with changes, as patterns for the go command
 	Mail     []byte
 }
 
-// New returns the series for a tree. It commits what the tree changes in a
-// repository that has only these files.
+// New returns the series for a tree. It commits the changes of the tree in a repository
+// that has only the changed files.
 func New(ctx context.Context, t *assemble.Tree, opt Options) ([]Patch, error) {
 	p, err := split(t, Modules[t.Module])
 	if err != nil {
@@ -67,7 +67,7 @@ type parts struct {
 
 func split(t *assemble.Tree, commits []Commit) (*parts, error) {
 	p := &parts{tree: t, commits: commits, seams: map[*seam.Seam]int{}, added: map[string]int{}}
-	unused := map[string]string{} // paths and seams with the title of their commit
+	unused := map[string]string{} // maps paths and seams to the title of their commit
 	for _, c := range commits {
 		for _, name := range slices.Concat(c.Paths, c.Seams) {
 			unused[name] = c.Title
@@ -112,8 +112,8 @@ func owner(commits []Commit, name string) (int, string) {
 	return -1, ""
 }
 
-// files returns the files that a commit changes or adds, as they are then, by
-// slash-separated path.
+// files returns the files that a commit changes or adds, with their content after the
+// commit, by slash-separated path.
 func (p *parts) files(commit int) (map[string][]byte, error) {
 	var seams []*seam.Seam
 	for _, m := range p.tree.Matches {
@@ -144,7 +144,7 @@ func (p *parts) files(commit int) (map[string][]byte, error) {
 	return out, nil
 }
 
-// upstream returns the files that have seams, as upstream has them.
+// upstream returns upstream's content of the files that have seams.
 func (p *parts) upstream() (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for rel := range p.tree.Changed {
@@ -180,7 +180,7 @@ func before(rel string, dt []byte, commits []Commit) ([]byte, error) {
 	return out, errors.Wrapf(err, "%s without what later commits of the series add to it", rel)
 }
 
-// commit makes the commits in a new repository and returns their mails.
+// commit creates the commits in a new repository and returns their mails.
 func (p *parts) commit(ctx context.Context, dir string, opt Options) ([]Patch, error) {
 	repo := &Repository{Dir: filepath.Join(dir, "repository")}
 	files, err := p.upstream()
@@ -231,8 +231,8 @@ func (p *parts) commit(ctx context.Context, dir string, opt Options) ([]Patch, e
 	return out, nil
 }
 
-// written matches a mail of New: no commit is named, and the signature is a release of a
-// module, not the version of git.
+// written matches a mail of New. Unlike a mail of git format-patch, it names no commit,
+// and its signature is a release of a module, not the version of git.
 var written = regexp.MustCompile(`\AFrom 0{40} (?s:.*)\n-- \n(?:` + moduleNames() + `) \S+\n*\z`)
 
 func moduleNames() string {
@@ -243,9 +243,9 @@ func moduleNames() string {
 	return strings.Join(names, "|")
 }
 
-// Earlier returns the mails of an earlier series in dir. A mail that Write did not write
-// is an error: git am would take it for a part of the next series, and it may be the
-// only copy.
+// Earlier returns the mails of an earlier series in dir. It returns an error if dir has
+// a mail that Write did not write: git am would take it for a part of the next series,
+// and Write must not remove it, as it may be the only copy.
 func Earlier(dir string) ([]string, error) {
 	paths, err := filepath.Glob(filepath.Join(dir, "[0-9][0-9][0-9][0-9]-*.patch"))
 	if err != nil {
@@ -263,8 +263,8 @@ func Earlier(dir string) ([]string, error) {
 	return paths, nil
 }
 
-// Write writes the mails into dir and returns their paths. Those of an earlier series
-// are removed.
+// Write writes the mails into dir and returns their paths. It removes the mails of an
+// earlier series.
 func Write(dir string, patches []Patch) ([]string, error) {
 	earlier, err := Earlier(dir)
 	if err != nil {

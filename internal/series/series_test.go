@@ -22,8 +22,8 @@ var (
 	date   = time.Date(2026, 11, 2, 15, 4, 5, 0, time.UTC)
 )
 
-// fixture is a small repository with a seam list, and the upstream module that it is
-// for.
+// fixture is a small repository with a seam list, and the upstream module that the list
+// changes.
 type fixture struct {
 	root, upstream string
 }
@@ -35,8 +35,8 @@ seams:
 - {name: ask, package: solver/mounts, in: Ask, rename: askFirst, why: all sessions are asked}
 `
 
-// fixtureCommits are the commits of the fixture. The third one is called by a file
-// of the first.
+// fixtureCommits returns the commits of the fixture. A file of the first commit calls
+// code of the third.
 func fixtureCommits() []Commit {
 	return []Commit{
 		{Title: "solver: own vertices, and more: it is a title that is too long for a name", Body: "Why.", Paths: []string{"solver"}},
@@ -193,8 +193,8 @@ func TestWrite(t *testing.T) {
 	require.Equal(t, []string{"0001-c.patch", "notes"}, names, "mails of the series before are gone")
 }
 
-// TestWriteForeign requires that no mail is removed if there is one that Write has not
-// written.
+// TestWriteForeign requires that Write removes no mail if the folder has one that Write
+// did not write.
 func TestWriteForeign(t *testing.T) {
 	t.Parallel()
 	const (
@@ -220,8 +220,7 @@ func TestWriteForeign(t *testing.T) {
 	}
 }
 
-// TestReleaseOnly requires that no commit for upstream comes after one that is only
-// for releases.
+// TestReleaseOnly requires that commits only for releases come after all others.
 func TestReleaseOnly(t *testing.T) {
 	t.Parallel()
 	for module, commits := range Modules {
@@ -233,7 +232,7 @@ func TestReleaseOnly(t *testing.T) {
 	}
 }
 
-// TestDocs compares the tables of the commits in the documentation.
+// TestDocs compares the commits with their tables in the documentation.
 func TestDocs(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
@@ -252,8 +251,8 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// TestApply takes the series of each module into an import of every known release:
-// the result is the assembled tree.
+// TestApply applies the series of each module to an import of every known release and
+// requires that the result is the assembled tree.
 func TestApply(t *testing.T) {
 	t.Parallel()
 	root, err := upstream.Root()
@@ -305,8 +304,8 @@ func testApply(t *testing.T, opt assemble.Options) {
 	require.Equal(t, len(patches), strings.Count(bodies, "Signed-off-by: Åsa Builder <asa@example.com>"))
 }
 
-// requireTree compares the files that the series changes with the tree. There
-// must be no others.
+// requireTree requires that the series changes the same files as the tree, in the same
+// way.
 func requireTree(t *testing.T, repo *Repository, tree *assemble.Tree) {
 	t.Helper()
 	names, err := repo.Git(context.WithoutCancel(t.Context()), nil, "diff", "--name-only", "--no-renames", rootCommit(t, repo), "HEAD")
