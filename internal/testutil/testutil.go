@@ -1,4 +1,4 @@
-// Package testutil is what tests of several packages share.
+// Package testutil has functions that tests of several packages share.
 package testutil
 
 import (
@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Require skips the test when err says what this machine lacks to run it. It
-// fails the test in CI, which must have everything.
+// Require skips the test if err says what this machine lacks to run it. In CI, which
+// must have everything, it fails the test.
 func Require(t testing.TB, err error) {
 	t.Helper()
 	if err == nil {
@@ -22,8 +22,8 @@ func Require(t testing.TB, err error) {
 	t.Skip(err)
 }
 
-// RequireCommand returns the path of a command that the test needs, as Require
-// does.
+// RequireCommand returns the path of a command that the test needs. If it is missing,
+// RequireCommand skips or fails the test as Require does.
 func RequireCommand(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
