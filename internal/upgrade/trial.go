@@ -20,8 +20,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Trial is what was found out about one release. A trial ends at the first
-// stage that fails, but all kinds of tests are run.
+// Trial has the results for one release. A trial ends at the first stage that fails, but
+// runs all kinds of tests.
 type Trial struct {
 	Version string
 	seams   int
@@ -83,8 +83,8 @@ func Try(ctx context.Context, opt assemble.Options, e2e bool) *Trial {
 	return tr
 }
 
-// vet checks the packages that the change is in. Upstream leaves the cancel
-// functions of some contexts alone, and says so to its own linter.
+// vet checks the packages with changes. It skips lostcancel, because upstream does not
+// call the cancel functions of some contexts, as it tells its own linter.
 func vet(ctx context.Context, t *assemble.Tree) error {
 	args := append([]string{"vet", "-lostcancel=false"}, t.Packages()...)
 	progress.Printf("%s: go %s", t.Version, strings.Join(args, " "))
@@ -93,7 +93,7 @@ func vet(ctx context.Context, t *assemble.Tree) error {
 	return errors.Wrap(cmd.Run(), "go vet")
 }
 
-// Report prints the table. It fails when a release did.
+// Report prints the table. It returns an error if a release failed.
 func Report(w io.Writer, trials []*Trial) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "RELEASE\tSEAMS\tADDED TESTS, RACE\tALL OF THE PACKAGES\tEND-TO-END TESTS\tTIME\tRESULT")

@@ -19,16 +19,16 @@ import (
 	"github.com/pkg/errors"
 )
 
-// Options select what is found out about a release.
+// Options select the checks of a release.
 type Options struct {
 	assemble.Options        // with the release
 	From             string // the release that go.mod requires
-	SeamsOnly        bool   // build and test nothing
+	SeamsOnly        bool   // do not build or test
 	E2E              bool   // with end-to-end tests
 }
 
 // Run looks for the seams in a release, tries it, and lists it in the seam list if that
-// succeeds. What a person has to look at is written to w.
+// succeeds. It writes to w what a maintainer must look at.
 func Run(ctx context.Context, w io.Writer, opt Options) error {
 	u := &upgrade{from: opt.From}
 	if err := u.survey(ctx, opt.Options); err != nil {
@@ -95,9 +95,9 @@ func (u *upgrade) survey(ctx context.Context, opt assemble.Options) error {
 	return err
 }
 
-// whileListed calls f with the release in the seam list, where assembling looks
-// for it. It stays there only if f succeeds: every release of the list is
-// served, and a release that was merely tried would be taken for one.
+// whileListed calls f with the release in the seam list, where assemble looks for it.
+// The release stays there only if f succeeds, because every release of the list counts
+// as supported.
 func (u *upgrade) whileListed(f func() error) error {
 	if u.known {
 		return f()
@@ -156,7 +156,7 @@ func (u *upgrade) reportSeams(w io.Writer) error {
 	return errors.WithStack(err)
 }
 
-// reportRest prints what a person has to look at.
+// reportRest prints what a maintainer must look at.
 func (u *upgrade) reportRest(w io.Writer, tr *Trial) {
 	fmt.Fprintln(w, "\nTo look at:")
 	n := 0

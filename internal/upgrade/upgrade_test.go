@@ -62,7 +62,7 @@ func TestUpgrade(t *testing.T) {
 	path := filepath.Join(root, assemble.SeamList)
 	require.NoError(t, os.WriteFile(path, []byte(fakeSeams), 0o600))
 
-	// trial is called when no seam is lost, as upgrade does
+	// try calls trial if no seam is lost, as Run does
 	try := func(version string, trial func() error) (*upgrade, string) {
 		u := &upgrade{from: "v1.0.0"}
 		require.NoError(t, u.survey(t.Context(), assemble.Options{Root: root, Version: version}))
@@ -118,11 +118,11 @@ func TestUpgrade(t *testing.T) {
 	require.NoError(t, err)
 	require.Regexp(t, `(?s)^# the list\nreleases: # sums\n  v1\.1\.0: h1:\S+\n  v1\.0\.0: h1:\S+\nseams:\n  - \{name: discard`, string(dt))
 
-	// v1.1 is the newest of its kind, until there is a newer one
+	// v1.1 is a query: the newest v1.1 release may change
 	err = (&upgrade{from: "v1.0.0"}).survey(t.Context(), assemble.Options{Root: root, Version: "v1.1"})
 	require.ErrorContains(t, err, `"v1.1" is not a release but stands for v1.1.0`)
 
-	// a source that is not the recorded one is not looked at
+	// survey refuses a source whose checksum is not the recorded one
 	sum := strings.Replace(string(dt), "v1.1.0: h1:", "v1.1.0: h1:A", 1)
 	require.NoError(t, os.WriteFile(path, []byte(sum), 0o600))
 	err = (&upgrade{from: "v1.0.0"}).survey(t.Context(), assemble.Options{Root: root, Version: "v1.1.0"})
