@@ -1,6 +1,6 @@
-// Package upstream fetches releases of BuildKit, and of other modules that are
-// changed. A release is a version together with the checksum of its source, so
-// what is assembled from it is the same on every machine.
+// Package upstream fetches releases of BuildKit, and of the other modules in the seam
+// list. A release is a version together with the checksum of its source, so a tree
+// assembled from it is the same on every machine.
 package upstream
 
 import (
@@ -16,8 +16,8 @@ import (
 // Module is the module path of BuildKit.
 const Module = "github.com/moby/buildkit"
 
-// Source is the extracted source of a release in the module cache. It must not
-// be written to.
+// Source is the extracted source of a release in the module cache. Callers must not
+// write to it.
 type Source struct {
 	Module  string // path
 	Version string
@@ -25,7 +25,7 @@ type Source struct {
 	Sum     string // h1: checksum, as in go.sum
 }
 
-// Root returns the folder of the repository that the working directory is in.
+// Root returns the root folder of the repository around the working directory.
 func Root() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -61,14 +61,14 @@ func DefaultVersion(root string) (string, error) {
 	return "", errors.Errorf("%s does not require %s", path, Module)
 }
 
-// Fetch downloads a release of a module, or finds it in the module cache. An empty
-// sum accepts any source, otherwise a different one is an error.
+// Fetch downloads a release of a module, or finds it in the module cache. It returns an
+// error if the checksum of the source is not sum. An empty sum accepts any source.
 func Fetch(ctx context.Context, module, version, sum string) (*Source, error) {
 	src, err := gomod.Module{Path: module, Version: version, Sum: sum}.Fetch(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if src.Version != version { // the go command takes a query, too
+	if src.Version != version { // the go command accepts a query, too
 		return nil, errors.Errorf("%q is not a release but stands for %s: give the version in full", version, src.Version)
 	}
 	return &Source{Module: module, Version: version, Dir: src.Dir, Sum: src.Sum}, nil
