@@ -1,5 +1,5 @@
-// Package usage checks calls of commands: each mistake ends with one line, before
-// anything is installed or changed.
+// Package usage checks calls of commands, such that a mistake ends the call with one
+// line, before the command installs or changes anything.
 package usage
 
 import (
@@ -12,8 +12,8 @@ import (
 	"golang.org/x/mod/semver"
 )
 
-// Strict has every mistake in a call end with one line. Otherwise the help comes with
-// it, and arguments that no command reads are ignored.
+// Strict makes every mistake in a call end it with one line. By default, the cli package
+// also prints the help, and ignores arguments that no command reads.
 func Strict(app *cli.Command) {
 	app.OnUsageError = usageError
 	app.Action = func(_ context.Context, cmd *cli.Command) error {
@@ -51,7 +51,7 @@ func usageError(_ context.Context, _ *cli.Command, err error, _ bool) error {
 	return err
 }
 
-// AtLeast is for flags whose value is a number of something.
+// AtLeast returns the validator of flags whose value is a number of least or more.
 func AtLeast(least int) func(int) error {
 	return func(n int) error {
 		if n < least {
@@ -61,7 +61,7 @@ func AtLeast(least int) func(int) error {
 	}
 }
 
-// MoreThanZero is for flags whose value is a time.
+// MoreThanZero validates flags whose value is a duration.
 func MoreThanZero(d time.Duration) error {
 	if d <= 0 {
 		return errors.New("it must be more than 0")
@@ -69,13 +69,13 @@ func MoreThanZero(d time.Duration) error {
 	return nil
 }
 
-// Expression is for flags whose value selects tests, as with go test -run.
+// Expression validates flags whose value selects tests, as with go test -run.
 func Expression(s string) error {
 	_, err := regexp.Compile(s)
 	return errors.WithStack(err)
 }
 
-// Snapshot is for flags whose value is a state of Debian's archives.
+// Snapshot validates flags whose value is a state of Debian's archives.
 func Snapshot(s string) error {
 	if _, err := time.Parse("20060102T150405Z", s); err != nil {
 		return errors.New("write it as 20261123T000000Z")
@@ -83,7 +83,7 @@ func Snapshot(s string) error {
 	return nil
 }
 
-// CheckRelease returns an error if the go command would take the version for a query.
+// CheckRelease returns an error if the go command would read the version as a query.
 func CheckRelease(version string) error {
 	if semver.Canonical(version) != version {
 		return errors.Errorf("%s is not a release: use vX.Y.Z", version)
