@@ -192,14 +192,15 @@ func (a *Ahead) run() {
 	defer close(a.done)
 	bklog.G(a.ctx).WithField("job", a.job.id).WithField("vertex", a.edge.Vertex.Digest()).Debug("evaluating ahead of the client")
 	j := newAheadJob(a.job)
-	defer j.leave(a.edge.Vertex)
 	res, err := a.build(j)
-	if err != nil {
-		a.fail(err)
-		return
+	if err == nil {
+		<-a.ctx.Done()
+		res.Release(context.WithoutCancel(a.ctx))
 	}
-	<-a.ctx.Done()
-	res.Release(context.WithoutCancel(a.ctx))
+	j.leave(a.edge.Vertex)
+	if err != nil { // which no state keeps any more
+		a.fail(err)
+	}
 }
 
 func (a *Ahead) build(j *Job) (CachedResult, error) {
